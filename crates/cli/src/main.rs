@@ -1,0 +1,2 @@
+//! dokja.
+fn main() {}

@@ -1,0 +1,196 @@
+//! AVX-512 (F, BW, DQ, VL), with or without BF16 dot products: sixteen lanes.
+
+use crate::simd::Simd;
+use half::bf16;
+use std::arch::x86_64::*;
+
+/// AVX-512 without BF16: pairs are widened and multiplied in f32.
+#[derive(Clone, Copy, Debug)]
+pub struct Avx512;
+
+/// AVX-512 with the BF16 extension.
+#[derive(Clone, Copy, Debug)]
+pub struct Avx512Bf16;
+
+#[inline(always)]
+fn mask(n: usize) -> __mmask16 {
+    debug_assert!(n <= 16);
+    ((1u32 << n) - 1) as __mmask16
+}
+
+/// Rounds sixteen f32 to bf16 (nearest, ties to even; NaN stays NaN) in the low halves.
+#[inline(always)]
+unsafe fn to_bf16_bits(v: __m512) -> __m256i {
+    // SAFETY: AVX-512 is present by the contract of `Simd`.
+    unsafe {
+        let x = _mm512_castps_si512(v);
+        let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(x), _mm512_set1_epi32(1));
+        let rounded = _mm512_add_epi32(x, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+        let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+        let quiet = _mm512_or_si512(x, _mm512_set1_epi32(0x0040_0000));
+        let bits = _mm512_mask_blend_epi32(nan, rounded, quiet);
+        _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(bits))
+    }
+}
+
+macro_rules! avx512 {
+    ($name:ident, $dot:expr) => {
+        impl Simd for $name {
+            const LANES: usize = 16;
+            type V = __m512;
+            type P = __m512i;
+
+            #[inline(always)]
+            unsafe fn splat(x: f32) -> __m512 {
+                // SAFETY: by the contract of `Simd` (so for every block of this file).
+                unsafe { _mm512_set1_ps(x) }
+            }
+            #[inline(always)]
+            unsafe fn load(p: *const f32) -> __m512 {
+                // SAFETY: as above.
+                unsafe { _mm512_loadu_ps(p) }
+            }
+            #[inline(always)]
+            unsafe fn store(p: *mut f32, v: __m512) {
+                // SAFETY: as above.
+                unsafe { _mm512_storeu_ps(p, v) }
+            }
+            #[inline(always)]
+            unsafe fn load_partial(p: *const f32, n: usize) -> __m512 {
+                // SAFETY: as above; masked lanes are not touched.
+                unsafe { _mm512_maskz_loadu_ps(mask(n), p) }
+            }
+            #[inline(always)]
+            unsafe fn store_partial(p: *mut f32, v: __m512, n: usize) {
+                // SAFETY: as above; masked lanes are not touched.
+                unsafe { _mm512_mask_storeu_ps(p, mask(n), v) }
+            }
+            #[inline(always)]
+            unsafe fn load_bf16(p: *const bf16) -> __m512 {
+                // SAFETY: as above.
+                unsafe {
+                    let x = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
+                    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(x))
+                }
+            }
+            #[inline(always)]
+            unsafe fn store_bf16(p: *mut bf16, v: __m512) {
+                // SAFETY: as above.
+                unsafe { _mm256_storeu_si256(p.cast(), to_bf16_bits(v)) }
+            }
+            #[inline(always)]
+            unsafe fn add(a: __m512, b: __m512) -> __m512 {
+                // SAFETY: as above.
+                unsafe { _mm512_add_ps(a, b) }
+            }
+            #[inline(always)]
+            unsafe fn sub(a: __m512, b: __m512) -> __m512 {
+                // SAFETY: as above.
+                unsafe { _mm512_sub_ps(a, b) }
+            }
+            #[inline(always)]
+            unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+                // SAFETY: as above.
+                unsafe { _mm512_mul_ps(a, b) }
+            }
+            #[inline(always)]
+            unsafe fn div(a: __m512, b: __m512) -> __m512 {
+                // SAFETY: as above.
+                unsafe { _mm512_div_ps(a, b) }
+            }
+            #[inline(always)]
+            unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
+                // SAFETY: as above.
+                unsafe { _mm512_fmadd_ps(a, b, c) }
+            }
+            #[inline(always)]
+            unsafe fn max(a: __m512, b: __m512) -> __m512 {
+                // SAFETY: as above.
+                unsafe { _mm512_max_ps(a, b) }
+            }
+            #[inline(always)]
+            unsafe fn min(a: __m512, b: __m512) -> __m512 {
+                // SAFETY: as above.
+                unsafe { _mm512_min_ps(a, b) }
+            }
+            #[inline(always)]
+            unsafe fn sqrt(a: __m512) -> __m512 {
+                // SAFETY: as above.
+                unsafe { _mm512_sqrt_ps(a) }
+            }
+            #[inline(always)]
+            unsafe fn round(a: __m512) -> __m512 {
+                // SAFETY: as above.
+                unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT }>(a) }
+            }
+            #[inline(always)]
+            unsafe fn pow2(n: __m512) -> __m512 {
+                // SAFETY: as above.
+                unsafe {
+                    let e = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+                    _mm512_castsi512_ps(_mm512_slli_epi32::<23>(e))
+                }
+            }
+            #[inline(always)]
+            unsafe fn select_lt(a: __m512, b: __m512, x: __m512, y: __m512) -> __m512 {
+                // SAFETY: as above.
+                unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), y, x) }
+            }
+            #[inline(always)]
+            unsafe fn reduce_add(a: __m512) -> f32 {
+                // SAFETY: as above.
+                unsafe {
+                    let lo = _mm512_castps512_ps256(a);
+                    let hi = _mm512_extractf32x8_ps::<1>(a);
+                    super::avx2::reduce_add_256(_mm256_add_ps(lo, hi))
+                }
+            }
+            #[inline(always)]
+            unsafe fn reduce_max(a: __m512) -> f32 {
+                // SAFETY: as above.
+                unsafe { _mm512_reduce_max_ps(a) }
+            }
+            #[inline(always)]
+            unsafe fn load_pairs(p: *const bf16) -> __m512i {
+                // SAFETY: as above.
+                unsafe { _mm512_loadu_si512(p.cast()) }
+            }
+            #[inline(always)]
+            unsafe fn splat_pair(p: *const bf16) -> __m512i {
+                // SAFETY: as above.
+                unsafe { _mm512_set1_epi32(p.cast::<i32>().read_unaligned()) }
+            }
+            #[inline(always)]
+            unsafe fn dot_pairs(acc: __m512, a: __m512i, b: __m512i) -> __m512 {
+                // SAFETY: as above.
+                unsafe { $dot(acc, a, b) }
+            }
+        }
+    };
+}
+
+#[inline(always)]
+unsafe fn dot_widened(acc: __m512, a: __m512i, b: __m512i) -> __m512 {
+    // SAFETY: AVX-512 is present by the contract of `Simd`.
+    unsafe {
+        let top = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+        let odd = |x| _mm512_castsi512_ps(_mm512_and_si512(x, top));
+        let even = |x| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(x));
+        _mm512_fmadd_ps(even(a), even(b), _mm512_fmadd_ps(odd(a), odd(b), acc))
+    }
+}
+
+#[inline(always)]
+unsafe fn dot_native(acc: __m512, a: __m512i, b: __m512i) -> __m512 {
+    // SAFETY: AVX-512 BF16 is present by the contract of `Simd`; the casts keep all bits.
+    unsafe {
+        _mm512_dpbf16_ps(
+            acc,
+            std::mem::transmute::<__m512i, __m512bh>(a),
+            std::mem::transmute::<__m512i, __m512bh>(b),
+        )
+    }
+}
+
+avx512!(Avx512, dot_widened);
+avx512!(Avx512Bf16, dot_native);

@@ -1,0 +1,163 @@
+//! NEON (aarch64): four lanes.
+
+use crate::simd::Simd;
+use half::bf16;
+use std::arch::aarch64::*;
+
+/// NEON, present on every aarch64 processor.
+#[derive(Clone, Copy, Debug)]
+pub struct Neon;
+
+impl Simd for Neon {
+    const LANES: usize = 4;
+    type V = float32x4_t;
+    type P = uint32x4_t;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> float32x4_t {
+        // SAFETY: by the contract of `Simd` (so for every block of this impl).
+        unsafe { vdupq_n_f32(x) }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> float32x4_t {
+        // SAFETY: as above.
+        unsafe { vld1q_f32(p) }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: float32x4_t) {
+        // SAFETY: as above.
+        unsafe { vst1q_f32(p, v) }
+    }
+    #[inline(always)]
+    unsafe fn load_partial(p: *const f32, n: usize) -> float32x4_t {
+        let mut lanes = [0.0f32; 4];
+        // SAFETY: as above; `n` values are copied.
+        unsafe {
+            std::ptr::copy_nonoverlapping(p, lanes.as_mut_ptr(), n);
+            vld1q_f32(lanes.as_ptr())
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_partial(p: *mut f32, v: float32x4_t, n: usize) {
+        let mut lanes = [0.0f32; 4];
+        // SAFETY: as above; `n` values are copied.
+        unsafe {
+            vst1q_f32(lanes.as_mut_ptr(), v);
+            std::ptr::copy_nonoverlapping(lanes.as_ptr(), p, n);
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const bf16) -> float32x4_t {
+        // SAFETY: as above.
+        unsafe { vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(p: *mut bf16, v: float32x4_t) {
+        // SAFETY: as above.
+        unsafe {
+            let x = vreinterpretq_u32_f32(v);
+            let odd = vandq_u32(vshrq_n_u32::<16>(x), vdupq_n_u32(1));
+            let rounded = vaddq_u32(x, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
+            let number = vceqq_f32(v, v);
+            let quiet = vorrq_u32(x, vdupq_n_u32(0x0040_0000));
+            let bits = vbslq_u32(number, rounded, quiet);
+            vst1_u16(p.cast(), vshrn_n_u32::<16>(bits));
+        }
+    }
+    #[inline(always)]
+    unsafe fn add(a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        // SAFETY: as above.
+        unsafe { vaddq_f32(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn sub(a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        // SAFETY: as above.
+        unsafe { vsubq_f32(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn mul(a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        // SAFETY: as above.
+        unsafe { vmulq_f32(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn div(a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        // SAFETY: as above.
+        unsafe { vdivq_f32(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn fma(a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
+        // SAFETY: as above.
+        unsafe { vfmaq_f32(c, a, b) }
+    }
+    #[inline(always)]
+    unsafe fn max(a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        // SAFETY: as above.
+        unsafe { vmaxq_f32(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn min(a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        // SAFETY: as above.
+        unsafe { vminq_f32(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn sqrt(a: float32x4_t) -> float32x4_t {
+        // SAFETY: as above.
+        unsafe { vsqrtq_f32(a) }
+    }
+    #[inline(always)]
+    unsafe fn round(a: float32x4_t) -> float32x4_t {
+        // SAFETY: as above.
+        unsafe { vrndnq_f32(a) }
+    }
+    #[inline(always)]
+    unsafe fn pow2(n: float32x4_t) -> float32x4_t {
+        // SAFETY: as above.
+        unsafe {
+            let e = vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127));
+            vreinterpretq_f32_s32(vshlq_n_s32::<23>(e))
+        }
+    }
+    #[inline(always)]
+    unsafe fn select_lt(
+        a: float32x4_t,
+        b: float32x4_t,
+        x: float32x4_t,
+        y: float32x4_t,
+    ) -> float32x4_t {
+        // SAFETY: as above.
+        unsafe { vbslq_f32(vcltq_f32(a, b), x, y) }
+    }
+    #[inline(always)]
+    unsafe fn reduce_add(a: float32x4_t) -> f32 {
+        // SAFETY: as above.
+        unsafe {
+            let d = vadd_f32(vget_low_f32(a), vget_high_f32(a));
+            vget_lane_f32::<0>(d) + vget_lane_f32::<1>(d)
+        }
+    }
+    #[inline(always)]
+    unsafe fn reduce_max(a: float32x4_t) -> f32 {
+        // SAFETY: as above.
+        unsafe { vmaxvq_f32(a) }
+    }
+    #[inline(always)]
+    unsafe fn load_pairs(p: *const bf16) -> uint32x4_t {
+        // SAFETY: as above.
+        unsafe { vreinterpretq_u32_u16(vld1q_u16(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn splat_pair(p: *const bf16) -> uint32x4_t {
+        // SAFETY: as above.
+        unsafe { vdupq_n_u32(p.cast::<u32>().read_unaligned()) }
+    }
+    #[inline(always)]
+    unsafe fn dot_pairs(acc: float32x4_t, a: uint32x4_t, b: uint32x4_t) -> float32x4_t {
+        // SAFETY: as above.
+        unsafe {
+            let top = vdupq_n_u32(0xffff_0000);
+            let odd = |x| vreinterpretq_f32_u32(vandq_u32(x, top));
+            let even = |x| vreinterpretq_f32_u32(vshlq_n_u32::<16>(x));
+            vfmaq_f32(vfmaq_f32(acc, odd(a), odd(b)), even(a), even(b))
+        }
+    }
+}

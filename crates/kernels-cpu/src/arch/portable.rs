@@ -1,0 +1,138 @@
+//! Plain Rust in arrays of eight: works everywhere, and shows what each method means.
+//!
+//! Multiply-add is two roundings here, because a fused one is a library call on processors without it.
+
+use crate::simd::Simd;
+use half::bf16;
+
+/// The portable instruction set.
+#[derive(Clone, Copy, Debug)]
+pub struct Portable;
+
+const N: usize = 8;
+
+#[inline(always)]
+fn map(a: [f32; N], f: impl Fn(f32) -> f32) -> [f32; N] {
+    std::array::from_fn(|i| f(a[i]))
+}
+
+#[inline(always)]
+fn zip(a: [f32; N], b: [f32; N], f: impl Fn(f32, f32) -> f32) -> [f32; N] {
+    std::array::from_fn(|i| f(a[i], b[i]))
+}
+
+// SAFETY (all blocks below): pointers are valid for the lanes touched, by the contract of `Simd`.
+impl Simd for Portable {
+    const LANES: usize = N;
+    type V = [f32; N];
+    type P = [[bf16; 2]; N];
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self::V {
+        [x; N]
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self::V {
+        // SAFETY: see above.
+        unsafe { p.cast::<Self::V>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: Self::V) {
+        // SAFETY: see above.
+        unsafe { p.cast::<Self::V>().write_unaligned(v) }
+    }
+    #[inline(always)]
+    unsafe fn load_partial(p: *const f32, n: usize) -> Self::V {
+        // SAFETY: see above.
+        std::array::from_fn(|i| if i < n { unsafe { *p.add(i) } } else { 0.0 })
+    }
+    #[inline(always)]
+    unsafe fn store_partial(p: *mut f32, v: Self::V, n: usize) {
+        for (i, x) in v.iter().enumerate().take(n) {
+            // SAFETY: see above.
+            unsafe { *p.add(i) = *x }
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const bf16) -> Self::V {
+        // SAFETY: see above.
+        std::array::from_fn(|i| unsafe { *p.add(i) }.to_f32())
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(p: *mut bf16, v: Self::V) {
+        for (i, x) in v.iter().enumerate() {
+            // SAFETY: see above.
+            unsafe { *p.add(i) = bf16::from_f32(*x) }
+        }
+    }
+    #[inline(always)]
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
+        zip(a, b, |x, y| x + y)
+    }
+    #[inline(always)]
+    unsafe fn sub(a: Self::V, b: Self::V) -> Self::V {
+        zip(a, b, |x, y| x - y)
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V {
+        zip(a, b, |x, y| x * y)
+    }
+    #[inline(always)]
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V {
+        zip(a, b, |x, y| x / y)
+    }
+    #[inline(always)]
+    unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        std::array::from_fn(|i| a[i] * b[i] + c[i])
+    }
+    #[inline(always)]
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V {
+        zip(a, b, |x, y| if x > y { x } else { y })
+    }
+    #[inline(always)]
+    unsafe fn min(a: Self::V, b: Self::V) -> Self::V {
+        zip(a, b, |x, y| if x < y { x } else { y })
+    }
+    #[inline(always)]
+    unsafe fn sqrt(a: Self::V) -> Self::V {
+        map(a, f32::sqrt)
+    }
+    #[inline(always)]
+    unsafe fn round(a: Self::V) -> Self::V {
+        map(a, f32::round_ties_even)
+    }
+    #[inline(always)]
+    unsafe fn pow2(n: Self::V) -> Self::V {
+        map(n, |n| f32::from_bits(((n as i32 + 127) as u32) << 23))
+    }
+    #[inline(always)]
+    unsafe fn select_lt(a: Self::V, b: Self::V, x: Self::V, y: Self::V) -> Self::V {
+        std::array::from_fn(|i| if a[i] < b[i] { x[i] } else { y[i] })
+    }
+    #[inline(always)]
+    unsafe fn reduce_add(a: Self::V) -> f32 {
+        let q = [a[0] + a[4], a[1] + a[5], a[2] + a[6], a[3] + a[7]];
+        (q[0] + q[2]) + (q[1] + q[3])
+    }
+    #[inline(always)]
+    unsafe fn reduce_max(a: Self::V) -> f32 {
+        a.iter().fold(f32::NEG_INFINITY, |m, &x| if x > m { x } else { m })
+    }
+    #[inline(always)]
+    unsafe fn load_pairs(p: *const bf16) -> Self::P {
+        // SAFETY: see above.
+        unsafe { p.cast::<Self::P>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn splat_pair(p: *const bf16) -> Self::P {
+        // SAFETY: see above.
+        [unsafe { p.cast::<[bf16; 2]>().read_unaligned() }; N]
+    }
+    #[inline(always)]
+    unsafe fn dot_pairs(acc: Self::V, a: Self::P, b: Self::P) -> Self::V {
+        std::array::from_fn(|i| {
+            let odd = a[i][1].to_f32() * b[i][1].to_f32() + acc[i];
+            a[i][0].to_f32() * b[i][0].to_f32() + odd
+        })
+    }
+}

@@ -1,0 +1,120 @@
+//! Which instruction sets there are, which one this processor runs, and the macro that picks.
+
+/// An instruction set that the kernels are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Isa {
+    /// AVX-512 F, BW, DQ, VL and BF16.
+    Avx512Bf16,
+    /// AVX-512 F, BW, DQ, VL.
+    Avx512,
+    /// AVX2 and FMA.
+    Avx2,
+    /// NEON (aarch64).
+    Neon,
+    /// Plain Rust, everywhere.
+    Portable,
+}
+
+impl Isa {
+    /// All of them, fastest first.
+    pub const ALL: [Isa; 5] =
+        [Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Neon, Isa::Portable];
+
+    /// The name used by `DOKJA_ISA` and in every report.
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Avx512Bf16 => "avx512-bf16",
+            Isa::Avx512 => "avx512",
+            Isa::Avx2 => "avx2",
+            Isa::Neon => "neon",
+            Isa::Portable => "portable",
+        }
+    }
+
+    /// The reverse of [`Isa::name`].
+    pub fn from_name(name: &str) -> Option<Isa> {
+        Isa::ALL.into_iter().find(|isa| isa.name() == name)
+    }
+
+    /// Whether this processor can run it.
+    pub fn is_available(self) -> bool {
+        match self {
+            Isa::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => {
+                Isa::Avx2.is_available()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => {
+                Isa::Avx512.is_available() && is_x86_feature_detected!("avx512bf16")
+            }
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => true,
+            #[allow(unreachable_patterns, reason = "which arms exist depends on the architecture")]
+            _ => false,
+        }
+    }
+
+    /// Those this processor can run, fastest first; never empty.
+    pub fn available() -> Vec<Isa> {
+        Isa::ALL.into_iter().filter(|isa| isa.is_available()).collect()
+    }
+
+    /// The fastest that this processor can run.
+    pub fn detect() -> Isa {
+        Isa::available()[0]
+    }
+}
+
+/// Runs `$f::<S>($args)` for the `S: Simd` that belongs to the value `$isa`.
+///
+/// `$f` is an `unsafe fn` generic over `S: Simd`, marked `#[inline(always)]`, as is everything below it.
+///
+/// ```ignore
+/// dispatch!(cpu.isa, rms_norm_rows(y: *mut f32, x: *const f32, rows: usize) -> ());
+/// ```
+/// The names in the list are local variables of the caller, given with their types.
+#[macro_export]
+macro_rules! dispatch {
+    ($isa:expr, $f:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)?) => {{
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+        unsafe fn avx512_bf16($($arg: $ty),*) $(-> $ret)? {
+            // SAFETY: the caller checked the features and vouches for the arguments.
+            unsafe { $f::<$crate::arch::avx512::Avx512Bf16>($($arg),*) }
+        }
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+        unsafe fn avx512($($arg: $ty),*) $(-> $ret)? {
+            // SAFETY: as above.
+            unsafe { $f::<$crate::arch::avx512::Avx512>($($arg),*) }
+        }
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx2,fma")]
+        unsafe fn avx2($($arg: $ty),*) $(-> $ret)? {
+            // SAFETY: as above.
+            unsafe { $f::<$crate::arch::avx2::Avx2>($($arg),*) }
+        }
+        // SAFETY: `Cpu::new` refuses an instruction set that this processor lacks; the arguments are
+        // valid by the contract of `$f`, stated where the macro is used.
+        unsafe {
+            match $isa {
+                #[cfg(target_arch = "x86_64")]
+                $crate::Isa::Avx512Bf16 => avx512_bf16($($arg),*),
+                #[cfg(target_arch = "x86_64")]
+                $crate::Isa::Avx512 => avx512($($arg),*),
+                #[cfg(target_arch = "x86_64")]
+                $crate::Isa::Avx2 => avx2($($arg),*),
+                #[cfg(target_arch = "aarch64")]
+                $crate::Isa::Neon => $f::<$crate::arch::neon::Neon>($($arg),*),
+                _ => $f::<$crate::arch::portable::Portable>($($arg),*),
+            }
+        }
+    }};
+}

@@ -1,0 +1,105 @@
+//! The vector vocabulary of every kernel: one trait, implemented once per instruction set in `arch`.
+//!
+//! A kernel is written once, generic over `S: Simd`, every function below its entry marked
+//! `#[inline(always)]`. [`dispatch!`](crate::dispatch) instantiates it per instruction set, with
+//! `#[target_feature]` on the outermost function only, and picks one at run time.
+//!
+//! Rules that keep the bits of a result independent of batch, chunking and threads:
+//! - the tail of a row goes through the same vector instructions as its body
+//!   (`load_partial`, `store_partial`), never through scalar code;
+//! - a reduction over a row uses `reduce_add` once, on accumulators filled in a fixed order;
+//! - a product is accumulated over its inner dimension one after another in a single chain.
+//!
+//! Bits may differ from one instruction set to another, never within one.
+
+use half::bf16;
+
+/// One instruction set. All methods are `unsafe`: the caller guarantees that the processor has the
+/// instructions (it stands below a `#[target_feature]` function chosen by `dispatch!`) and that
+/// pointers are valid for the lanes read or written. No alignment is required.
+#[allow(clippy::missing_safety_doc, reason = "the one contract of all methods is stated above")]
+pub trait Simd: Copy + Send + Sync + 'static {
+    /// Number of f32 lanes of [`Simd::V`].
+    const LANES: usize;
+    /// `LANES` values of f32.
+    type V: Copy;
+    /// `LANES` pairs of bf16, the operand of [`Simd::dot_pairs`].
+    type P: Copy;
+
+    unsafe fn splat(x: f32) -> Self::V;
+    unsafe fn load(p: *const f32) -> Self::V;
+    unsafe fn store(p: *mut f32, v: Self::V);
+    /// Reads `n <= LANES` values; the other lanes are zero.
+    unsafe fn load_partial(p: *const f32, n: usize) -> Self::V;
+    /// Writes the first `n <= LANES` values.
+    unsafe fn store_partial(p: *mut f32, v: Self::V, n: usize);
+    /// Reads `LANES` bf16 values, widened.
+    unsafe fn load_bf16(p: *const bf16) -> Self::V;
+    /// Writes `LANES` values rounded to the nearest bf16, ties to even.
+    unsafe fn store_bf16(p: *mut bf16, v: Self::V);
+
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
+    /// a * b + c (fused where the instruction set fuses).
+    unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn sqrt(a: Self::V) -> Self::V;
+    /// To the nearest integer, ties to even.
+    unsafe fn round(a: Self::V) -> Self::V;
+    /// 2^n for integer-valued n in [-126, 127].
+    unsafe fn pow2(n: Self::V) -> Self::V;
+    /// Lane by lane: `if a < b { x } else { y }`.
+    unsafe fn select_lt(a: Self::V, b: Self::V, x: Self::V, y: Self::V) -> Self::V;
+    /// Sum of all lanes, as a balanced tree (always in the same order).
+    unsafe fn reduce_add(a: Self::V) -> f32;
+    /// Largest lane.
+    unsafe fn reduce_max(a: Self::V) -> f32;
+
+    /// Reads `LANES` consecutive pairs, that is `2 * LANES` bf16 values.
+    unsafe fn load_pairs(p: *const bf16) -> Self::P;
+    /// Reads one pair and copies it to every lane.
+    unsafe fn splat_pair(p: *const bf16) -> Self::P;
+    /// acc + a0 * b0 + a1 * b1 per lane, accumulated in f32.
+    unsafe fn dot_pairs(acc: Self::V, a: Self::P, b: Self::P) -> Self::V;
+}
+
+/// e^x per lane. Relative error below 2e-7 (degree-6 polynomial after reduction by ln 2 in two parts);
+/// inputs are clamped to [-87.3, 88.7], so that no lane overflows, and e^-inf is about 1e-38.
+///
+/// # Safety
+/// As for [`Simd`].
+#[inline(always)]
+pub unsafe fn exp<S: Simd>(x: S::V) -> S::V {
+    // SAFETY: forwarded to the caller.
+    unsafe {
+        let x = S::min(S::max(x, S::splat(-87.336_54)), S::splat(88.376_26));
+        let n = S::round(S::mul(x, S::splat(std::f32::consts::LOG2_E)));
+        // x - n ln 2, with ln 2 split so that n * hi is exact.
+        let r = S::fma(n, S::splat(-0.693_359_4), x);
+        let r = S::fma(n, S::splat(2.121_944_4e-4), r);
+        let mut p = S::splat(1.0 / 720.0);
+        p = S::fma(p, r, S::splat(1.0 / 120.0));
+        p = S::fma(p, r, S::splat(1.0 / 24.0));
+        p = S::fma(p, r, S::splat(1.0 / 6.0));
+        p = S::fma(p, r, S::splat(0.5));
+        p = S::fma(p, r, S::splat(1.0));
+        p = S::fma(p, r, S::splat(1.0));
+        S::mul(p, S::pow2(n))
+    }
+}
+
+/// 1 / (1 + e^-x) per lane.
+///
+/// # Safety
+/// As for [`Simd`].
+#[inline(always)]
+pub unsafe fn sigmoid<S: Simd>(x: S::V) -> S::V {
+    // SAFETY: forwarded to the caller.
+    unsafe {
+        let one = S::splat(1.0);
+        S::div(one, S::add(one, exp::<S>(S::sub(S::splat(0.0), x))))
+    }
+}
