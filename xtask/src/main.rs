@@ -1,2 +1,72 @@
-//! xtask.
-fn main() {}
+//! The project's chores: `cargo xtask test` passes the tests, `cargo xtask ci` runs every check.
+
+mod tidy;
+
+use anyhow::{Context, Result, bail};
+use std::process::Command;
+use std::time::Instant;
+
+const HELP: &str = "usage: cargo xtask <command>
+
+  test   every test of the workspace (what the README names)
+  tidy   layout rules: file sizes, crate arrows, allowed documents, unsafe where allowed
+  ci     formatting, tidy, clippy, tests, documentation; each stage timed";
+
+fn main() -> Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match args.first().map(String::as_str) {
+        Some("test") => test(),
+        Some("tidy") => tidy::run(),
+        Some("ci") => ci(),
+        _ => bail!("{HELP}"),
+    }
+}
+
+fn ci() -> Result<()> {
+    let stages: [(&str, fn() -> Result<()>); 5] = [
+        ("format", || cargo(&["fmt", "--all", "--check"])),
+        ("tidy", tidy::run),
+        ("clippy", || {
+            cargo(&[
+                "clippy",
+                "--workspace",
+                "--all-targets",
+                "--quiet",
+                "--",
+                "-D",
+                "warnings",
+            ])
+        }),
+        ("test", test),
+        ("doc", || {
+            cargo(&["doc", "--workspace", "--no-deps", "--quiet"])
+        }),
+    ];
+    for (name, stage) in stages {
+        let start = Instant::now();
+        stage().with_context(|| format!("stage `{name}` failed"))?;
+        report(&format!("{name}: {:.0} s", start.elapsed().as_secs_f64()));
+    }
+    Ok(())
+}
+
+fn test() -> Result<()> {
+    cargo(&["test", "--workspace", "--release"])
+}
+
+fn cargo(args: &[&str]) -> Result<()> {
+    let status = Command::new(env!("CARGO"))
+        .args(args)
+        .env("RUSTDOCFLAGS", "-D warnings")
+        .status()
+        .context("starting cargo")?;
+    if !status.success() {
+        bail!("cargo {} failed", args.join(" "));
+    }
+    Ok(())
+}
+
+#[expect(clippy::print_stderr, reason = "progress of a chore")]
+fn report(line: &str) {
+    eprintln!("xtask: {line}");
+}

@@ -17,8 +17,13 @@ pub enum Isa {
 
 impl Isa {
     /// All of them, fastest first.
-    pub const ALL: [Isa; 5] =
-        [Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Neon, Isa::Portable];
+    pub const ALL: [Isa; 5] = [
+        Isa::Avx512Bf16,
+        Isa::Avx512,
+        Isa::Avx2,
+        Isa::Neon,
+        Isa::Portable,
+    ];
 
     /// The name used by `DOKJA_ISA` and in every report.
     pub fn name(self) -> &'static str {
@@ -51,19 +56,24 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vl")
             }
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Bf16 => {
-                Isa::Avx512.is_available() && is_x86_feature_detected!("avx512bf16")
-            }
+            Isa::Avx512Bf16 => Isa::Avx512.is_available() && is_x86_feature_detected!("avx512bf16"),
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => true,
-            #[allow(unreachable_patterns, reason = "which arms exist depends on the architecture")]
+            #[cfg(target_arch = "x86_64")]
+            Isa::Neon => false,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Avx2 | Isa::Avx512 | Isa::Avx512Bf16 => false,
+            #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
             _ => false,
         }
     }
 
     /// Those this processor can run, fastest first; never empty.
     pub fn available() -> Vec<Isa> {
-        Isa::ALL.into_iter().filter(|isa| isa.is_available()).collect()
+        Isa::ALL
+            .into_iter()
+            .filter(|isa| isa.is_available())
+            .collect()
     }
 
     /// The fastest that this processor can run.

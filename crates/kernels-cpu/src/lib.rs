@@ -18,8 +18,35 @@ pub mod arch;
 pub mod pool;
 pub mod simd;
 
+#[cfg(test)]
+mod check;
+mod row;
+
+pub mod adamw;
+pub mod attention;
+pub mod cross_entropy;
+pub mod elementwise;
+pub mod embedding;
+pub mod gemm;
+pub mod grouped_gemm;
+pub mod moe_permute;
+pub mod muon;
+pub mod qk_norm_rope;
+pub mod rms_norm;
+pub mod router;
+pub mod swiglu;
+
 pub use isa::Isa;
 pub use pool::Pool;
+
+/// What a product or a gradient does with what its output holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Store {
+    /// Replaces it.
+    Overwrite,
+    /// Is added to it.
+    Add,
+}
 
 /// The processor as the kernels see it: an instruction set and threads.
 pub struct Cpu {
@@ -36,7 +63,15 @@ impl Cpu {
     /// When this processor lacks the instruction set; ask [`Isa::is_available`] first.
     pub fn new(isa: Isa, threads: usize) -> Cpu {
         assert!(isa.is_available(), "this processor has no {}", isa.name());
-        Cpu { isa, pool: Pool::new(threads) }
+        Cpu {
+            isa,
+            pool: Pool::new(threads),
+        }
+    }
+
+    /// One thread, for work that is spread at a higher level.
+    pub fn serial(isa: Isa) -> Cpu {
+        Cpu::new(isa, 1)
     }
 
     /// The instruction set in use.

@@ -62,7 +62,11 @@ impl Pool {
                     .expect("the system refused to start a worker thread")
             })
             .collect();
-        Pool { shared, workers, caller: Mutex::new(()) }
+        Pool {
+            shared,
+            workers,
+            caller: Mutex::new(()),
+        }
     }
 
     /// Number of threads, the caller's included.
@@ -88,7 +92,12 @@ impl Pool {
                 Some(std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), Job>(f));
         }
         shared.epoch.fetch_add(1, Ordering::SeqCst);
-        if *shared.sleepers.lock().unwrap_or_else(PoisonError::into_inner) > 0 {
+        if *shared
+            .sleepers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            > 0
+        {
             shared.wake.notify_all();
         }
         let own = catch_unwind(AssertUnwindSafe(|| f(0)));
@@ -101,7 +110,11 @@ impl Pool {
                 std::thread::yield_now();
             }
         }
-        let theirs = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let theirs = shared
+            .panic
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if let Some(panic) = own.err().or(theirs) {
             resume_unwind(panic);
         }
@@ -166,14 +179,20 @@ fn wait_for_next(shared: &Shared, seen: u64) -> u64 {
         }
         std::hint::spin_loop();
     }
-    let mut sleepers = shared.sleepers.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut sleepers = shared
+        .sleepers
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
     *sleepers += 1;
     let epoch = loop {
         let epoch = shared.epoch.load(Ordering::SeqCst);
         if epoch != seen {
             break epoch;
         }
-        sleepers = shared.wake.wait(sleepers).unwrap_or_else(PoisonError::into_inner);
+        sleepers = shared
+            .wake
+            .wait(sleepers)
+            .unwrap_or_else(PoisonError::into_inner);
     };
     *sleepers -= 1;
     epoch
@@ -204,6 +223,12 @@ impl<T> SharedMut<T> {
     pub unsafe fn slice(&self, range: Range<usize>) -> &mut [T] {
         // SAFETY: by the contract above.
         unsafe { std::slice::from_raw_parts_mut(self.0.add(range.start), range.len()) }
+    }
+
+    /// The same memory from element `start` on.
+    #[inline(always)]
+    pub fn offset(self, start: usize) -> SharedMut<T> {
+        SharedMut(self.0.wrapping_add(start))
     }
 
     /// The first element.

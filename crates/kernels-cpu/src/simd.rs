@@ -17,17 +17,25 @@ use half::bf16;
 /// One instruction set. All methods are `unsafe`: the caller guarantees that the processor has the
 /// instructions (it stands below a `#[target_feature]` function chosen by `dispatch!`) and that
 /// pointers are valid for the lanes read or written. No alignment is required.
-#[allow(clippy::missing_safety_doc, reason = "the one contract of all methods is stated above")]
+#[expect(
+    clippy::missing_safety_doc,
+    reason = "the one contract of all methods is stated above"
+)]
 pub trait Simd: Copy + Send + Sync + 'static {
     /// Number of f32 lanes of [`Simd::V`].
     const LANES: usize;
+    /// Rows of the register tile of a matrix product (its columns are two vectors).
+    const TILE_ROWS: usize;
     /// `LANES` values of f32.
     type V: Copy;
     /// `LANES` pairs of bf16, the operand of [`Simd::dot_pairs`].
     type P: Copy;
 
+    /// Every lane `x`.
     unsafe fn splat(x: f32) -> Self::V;
+    /// Reads `LANES` values.
     unsafe fn load(p: *const f32) -> Self::V;
+    /// Writes `LANES` values.
     unsafe fn store(p: *mut f32, v: Self::V);
     /// Reads `n <= LANES` values; the other lanes are zero.
     unsafe fn load_partial(p: *const f32, n: usize) -> Self::V;
@@ -38,14 +46,21 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Writes `LANES` values rounded to the nearest bf16, ties to even.
     unsafe fn store_bf16(p: *mut bf16, v: Self::V);
 
+    /// a + b.
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
+    /// a - b.
     unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
+    /// a * b.
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
+    /// a / b.
     unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
     /// a * b + c (fused where the instruction set fuses).
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The larger, lane by lane.
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
+    /// The smaller, lane by lane.
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
+    /// Square root.
     unsafe fn sqrt(a: Self::V) -> Self::V;
     /// To the nearest integer, ties to even.
     unsafe fn round(a: Self::V) -> Self::V;

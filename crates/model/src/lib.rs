@@ -1,1 +1,25 @@
-//! model
+//! The K-EXAONE architecture: configuration, weights, forward and hand-written backward.
+//!
+//! Reading order: [`config`], [`weights`] (which tensors there are and where they lie), [`init`],
+//! [`linear`], [`mlp`], [`moe`], [`block`] (one decoder layer), [`transformer`] (the whole model in training),
+//! [`flops`].
+//!
+//! The model does no IO, reads no clock, no environment and no text. What it computes is defined by
+//! the crate `reference` and checked against it and against other implementations in `tests/`.
+//!
+//! Shape letters: T tokens, D hidden_size, H query heads, G key-value heads, K head_dim, F intermediate
+//! size, E experts, A experts per token, N = T * A routed rows, V vocab_size, L layers, B sequences.
+
+pub mod block;
+pub mod config;
+pub mod flops;
+pub mod init;
+pub mod linear;
+pub mod mlp;
+pub mod moe;
+pub mod transformer;
+pub mod weights;
+
+pub use config::ModelConfig;
+pub use transformer::Transformer;
+pub use weights::Layout;

@@ -17,9 +17,13 @@ impl Philox {
         for byte in stream.bytes() {
             h = (h ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
         }
-        let base = Philox { key: [seed as u32, (seed >> 32) as u32] };
+        let base = Philox {
+            key: [seed as u32, (seed >> 32) as u32],
+        };
         let block = base.block([h as u32, (h >> 32) as u32, 0x646f_6b6a, 0x61]);
-        Philox { key: [block[0], block[1]] }
+        Philox {
+            key: [block[0], block[1]],
+        }
     }
 
     /// Four words for a counter.
@@ -34,7 +38,10 @@ impl Philox {
                 (p0 >> 32) as u32 ^ c[3] ^ k[1],
                 p0 as u32,
             ];
-            k = [k[0].wrapping_add(0x9E37_79B9), k[1].wrapping_add(0xBB67_AE85)];
+            k = [
+                k[0].wrapping_add(0x9E37_79B9),
+                k[1].wrapping_add(0xBB67_AE85),
+            ];
         }
         c
     }
@@ -44,17 +51,24 @@ impl Philox {
         let pair = idx / 2;
         let b = self.block([pair as u32, (pair >> 32) as u32, 0, 1]);
         // (0, 1]: the logarithm is finite.
-        let u1 = (((u64::from(b[0]) << 21) ^ (u64::from(b[1]) >> 11)) + 1) as f64
-            / (1u64 << 53) as f64;
+        let u1 =
+            (((u64::from(b[0]) << 21) ^ (u64::from(b[1]) >> 11)) + 1) as f64 / (1u64 << 53) as f64;
         let u2 = ((u64::from(b[2]) << 21) ^ (u64::from(b[3]) >> 11)) as f64 / (1u64 << 53) as f64;
         let radius = (-2.0 * libm::log(u1)).sqrt();
         let angle = std::f64::consts::TAU * u2;
-        (if idx % 2 == 0 { radius * libm::cos(angle) } else { radius * libm::sin(angle) }) as f32
+        (if idx % 2 == 0 {
+            radius * libm::cos(angle)
+        } else {
+            radius * libm::sin(angle)
+        }) as f32
     }
 
     /// The draws of the generator one after another.
     pub fn rng(self) -> Rng {
-        Rng { philox: self, next: 0 }
+        Rng {
+            philox: self,
+            next: 0,
+        }
     }
 }
 
@@ -73,7 +87,9 @@ impl Rng {
 
     /// Sixty-four random bits.
     pub fn next_u64(&mut self) -> u64 {
-        let b = self.philox.block([self.next as u32, (self.next >> 32) as u32, 0, 0]);
+        let b = self
+            .philox
+            .block([self.next as u32, (self.next >> 32) as u32, 0, 0]);
         self.next += 1;
         u64::from(b[0]) << 32 | u64::from(b[1])
     }
@@ -116,9 +132,15 @@ mod tests {
     #[test]
     fn agrees_with_the_published_known_answers() {
         let zero = Philox { key: [0, 0] };
-        assert_eq!(zero.block([0; 4]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
+        assert_eq!(
+            zero.block([0; 4]),
+            [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]
+        );
         let ones = Philox { key: [u32::MAX; 2] };
-        assert_eq!(ones.block([u32::MAX; 4]), [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
+        assert_eq!(
+            ones.block([u32::MAX; 4]),
+            [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]
+        );
     }
 
     #[test]

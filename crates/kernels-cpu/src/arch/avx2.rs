@@ -14,7 +14,10 @@ unsafe fn mask(n: usize) -> __m256i {
     debug_assert!(n <= 8);
     // SAFETY: AVX2 is present by the contract of `Simd`.
     unsafe {
-        _mm256_cmpgt_epi32(_mm256_set1_epi32(n as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))
+        _mm256_cmpgt_epi32(
+            _mm256_set1_epi32(n as i32),
+            _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
+        )
     }
 }
 
@@ -31,6 +34,7 @@ pub(super) unsafe fn reduce_add_256(a: __m256) -> f32 {
 
 impl Simd for Avx2 {
     const LANES: usize = 8;
+    const TILE_ROWS: usize = 6;
     type V = __m256;
     type P = __m256i;
 

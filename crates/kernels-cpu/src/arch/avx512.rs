@@ -37,6 +37,7 @@ macro_rules! avx512 {
     ($name:ident, $dot:expr) => {
         impl Simd for $name {
             const LANES: usize = 16;
+            const TILE_ROWS: usize = 12;
             type V = __m512;
             type P = __m512i;
 

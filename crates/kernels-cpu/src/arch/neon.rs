@@ -10,6 +10,7 @@ pub struct Neon;
 
 impl Simd for Neon {
     const LANES: usize = 4;
+    const TILE_ROWS: usize = 8;
     type V = float32x4_t;
     type P = uint32x4_t;
 

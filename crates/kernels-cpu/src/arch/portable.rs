@@ -24,6 +24,7 @@ fn zip(a: [f32; N], b: [f32; N], f: impl Fn(f32, f32) -> f32) -> [f32; N] {
 // SAFETY (all blocks below): pointers are valid for the lanes touched, by the contract of `Simd`.
 impl Simd for Portable {
     const LANES: usize = N;
+    const TILE_ROWS: usize = 4;
     type V = [f32; N];
     type P = [[bf16; 2]; N];
 
@@ -116,7 +117,8 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn reduce_max(a: Self::V) -> f32 {
-        a.iter().fold(f32::NEG_INFINITY, |m, &x| if x > m { x } else { m })
+        a.iter()
+            .fold(f32::NEG_INFINITY, |m, &x| if x > m { x } else { m })
     }
     #[inline(always)]
     unsafe fn load_pairs(p: *const bf16) -> Self::P {

@@ -1,0 +1,157 @@
+//! Attention of new rows against a blocked key-value cache: prefill in chunks, and decode.
+
+use super::block::{QueryTile, Sizes, attend, finish, start};
+use super::{HeadShape, KV_BLOCK, TILE, visible_blocks, with_scratch};
+use crate::pool::SharedMut;
+use crate::simd::Simd;
+use crate::{Cpu, Isa};
+use std::ops::Range;
+
+/// The cache of one layer: blocks of 64 positions, keys transposed.
+pub struct KvLayer {
+    shape: HeadShape,
+    padded: usize,
+    keys: Vec<f32>,   // (blocks, G, K, 64)
+    values: Vec<f32>, // (blocks, G, 64, padded K)
+}
+
+impl KvLayer {
+    /// Room for `num_blocks` blocks, zeroed: a stale value times a probability of zero must be zero.
+    pub fn new(isa: Isa, num_blocks: usize, shape: HeadShape) -> KvLayer {
+        let lanes = crate::gemm::lanes(isa);
+        let padded = shape.head_dim.next_multiple_of(lanes);
+        let slots = num_blocks * shape.num_kv_heads * KV_BLOCK;
+        KvLayer {
+            shape,
+            padded,
+            keys: vec![0.0; slots * shape.head_dim],
+            values: vec![0.0; slots * padded],
+        }
+    }
+
+    /// Blocks.
+    pub fn num_blocks(&self) -> usize {
+        self.keys.len() / (self.shape.num_kv_heads * self.shape.head_dim * KV_BLOCK)
+    }
+
+    /// Memory held.
+    pub fn bytes(&self) -> usize {
+        4 * (self.keys.len() + self.values.len())
+    }
+
+    fn sizes(&self) -> Sizes {
+        Sizes {
+            d: self.shape.head_dim,
+            padded: self.padded,
+        }
+    }
+}
+
+/// New rows of one sequence and where its earlier positions lie.
+pub struct CachedSequence<'a> {
+    /// Rows of q, in the order of their positions.
+    pub rows: Range<usize>,
+    /// Position of the first of them.
+    pub first_pos: usize,
+    /// Physical block of each logical block; `u32::MAX` where the window has passed.
+    pub block_table: &'a [u32],
+}
+
+/// Writes keys (T, G, K) and the values of qkv at `slots` (T), slot = block * 64 + offset.
+pub fn append_kv(_cpu: &Cpu, cache: &mut KvLayer, k: &[f32], qkv: &[f32], slots: &[u32]) {
+    let HeadShape {
+        num_heads: h,
+        num_kv_heads: g,
+        head_dim: d,
+    } = cache.shape;
+    let sizes = cache.sizes();
+    for (t, &slot) in slots.iter().enumerate() {
+        let (block, slot) = (slot as usize / KV_BLOCK, slot as usize % KV_BLOCK);
+        for head in 0..g {
+            let at = block * g + head;
+            let key = &k[(t * g + head) * d..][..d];
+            let value = &qkv[t * cache.shape.qkv_size() + (h + g + head) * d..][..d];
+            sizes.put_key(&mut cache.keys[at * sizes.key_block()..], slot, key);
+            sizes.put_value(&mut cache.values[at * sizes.value_block()..], slot, value);
+        }
+    }
+}
+
+/// o (T, H, K) of q (T, H, K); the rows' own keys have been appended.
+pub fn forward_cached(
+    cpu: &Cpu,
+    o: &mut [f32],
+    q: &[f32],
+    cache: &KvLayer,
+    seqs: &[CachedSequence],
+    window: Option<usize>,
+) {
+    assert_eq!(o.len(), q.len(), "attention: o is not (T, H, K)");
+    let isa = cpu.isa();
+    let out = SharedMut::new(o);
+    let g = cache.shape.num_kv_heads;
+    // Work items: a sequence, a key-value head, a tile of rows.
+    let items: Vec<(usize, usize, usize)> = seqs
+        .iter()
+        .enumerate()
+        .flat_map(|(s, seq)| {
+            let tiles = seq.rows.len().div_ceil(TILE);
+            (0..tiles).flat_map(move |t| (0..g).map(move |head| (s, head, t)))
+        })
+        .collect();
+    let items = &items;
+    let threads = cpu.pool.threads();
+    cpu.pool.run(&|thread| {
+        let mut i = thread;
+        while i < items.len() {
+            let (s, kv_head, tile) = items[i];
+            let seq = &seqs[s];
+            dispatch!(isa, cached_item(out: SharedMut<f32>, q: &[f32], cache: &KvLayer, seq: &CachedSequence, window: Option<usize>, kv_head: usize, tile: usize));
+            i += threads;
+        }
+    });
+}
+
+#[inline(always)]
+unsafe fn cached_item<S: Simd>(
+    out: SharedMut<f32>,
+    q: &[f32],
+    cache: &KvLayer,
+    seq: &CachedSequence,
+    window: Option<usize>,
+    kv_head: usize,
+    tile_idx: usize,
+) {
+    let HeadShape {
+        num_heads: h,
+        num_kv_heads: g,
+        head_dim: d,
+    } = cache.shape;
+    let sizes = cache.sizes();
+    let first = seq.rows.start + tile_idx * TILE;
+    let rows = TILE.min(seq.rows.end - first);
+    let position = seq.first_pos + tile_idx * TILE;
+    with_scratch(sizes.tile(), |memory| {
+        for head in kv_head * (h / g)..(kv_head + 1) * (h / g) {
+            // SAFETY: these rows of this head belong to this item alone.
+            unsafe {
+                let mut tile = QueryTile::new(memory, sizes, rows);
+                for r in 0..rows {
+                    let at = ((first + r) * h + head) * d;
+                    tile.query(r).copy_from_slice(&q[at..at + d]);
+                }
+                start(&mut tile);
+                for block in visible_blocks(position, position + rows - 1, window) {
+                    let at = seq.block_table[block] as usize * g + kv_head;
+                    let keys = &cache.keys[at * sizes.key_block()..];
+                    let values = &cache.values[at * sizes.value_block()..];
+                    attend::<S>(&mut tile, keys, values, block * KV_BLOCK, position, window);
+                }
+                for r in 0..rows {
+                    let row = (first + r) * h + head;
+                    finish(&tile, r, out.slice(row * d..(row + 1) * d));
+                }
+            }
+        }
+    });
+}

@@ -1,0 +1,183 @@
+//! Causal grouped-query attention with sliding windows, flash style.
+//!
+//! p_ij = softmax_j(q_i k_j / sqrt(K)) over the visible j, o_i = sum_j p_ij v_j
+//! visible: j <= i, and i - j < window where there is one
+//!
+//! One inner pass serves training, prefill and decode: a tile of query rows against one block of
+//! [`KV_BLOCK`] keys, blocks aligned to multiples of KV_BLOCK from the start of the sequence and taken in
+//! order, with a running maximum and sum per row. A row's bits therefore do not depend on the rows that
+//! share its tile, on the chunking of a prompt, or on whether keys come from a batch or from a cache.
+//! A block that a row does not see leaves that row untouched.
+//!
+//! Shapes: T tokens, H query heads, G key-value heads, K head_dim; scores never leave the block.
+//! Source: Dao et al. 2022, arXiv:2205.14135; Milakov & Gimelshein 2018, arXiv:1805.02867.
+
+mod backward;
+mod block;
+mod cached;
+
+pub use crate::qk_norm_rope::HeadShape;
+pub use backward::backward;
+pub use cached::{CachedSequence, KvLayer, append_kv, forward_cached};
+
+use crate::Cpu;
+use crate::pool::SharedMut;
+use crate::simd::Simd;
+use block::{QueryTile, Sizes, attend, finish, start};
+use std::cell::RefCell;
+
+/// Positions of a key-value block.
+pub const KV_BLOCK: usize = 64;
+
+/// Query rows that are taken together.
+const TILE: usize = 16;
+
+thread_local! {
+    /// This thread's working memory, kept between calls.
+    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Gives `f` the thread's working memory, at least `len` values, zeroed.
+fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
+    SCRATCH.with_borrow_mut(|memory| {
+        memory.resize(memory.len().max(len), 0.0);
+        memory[..len].fill(0.0);
+        f(&mut memory[..len])
+    })
+}
+
+/// Key blocks that some row of `first..last` sees.
+fn visible_blocks(first: usize, last: usize, window: Option<usize>) -> std::ops::Range<usize> {
+    let oldest = window.map_or(0, |w| (first + 1).saturating_sub(w));
+    oldest / KV_BLOCK..last / KV_BLOCK + 1
+}
+
+/// o (T, H, K), lse (T, H) for packed sequences `cu_seqlens` (B+1). Values are read from qkv.
+pub fn forward(
+    cpu: &Cpu,
+    o: &mut [f32],
+    lse: &mut [f32],
+    q: &[f32],
+    k: &[f32],
+    qkv: &[f32],
+    cu_seqlens: &[u32],
+    window: Option<usize>,
+    shape: HeadShape,
+) {
+    check(o.len(), q.len(), k.len(), qkv.len(), cu_seqlens, shape);
+    assert_eq!(
+        lse.len() * shape.head_dim,
+        q.len(),
+        "attention: lse is not (T, H)"
+    );
+    let isa = cpu.isa();
+    let (out, lse) = (SharedMut::new(o), SharedMut::new(lse));
+    let items = (cu_seqlens.len() - 1) * shape.num_kv_heads;
+    let threads = cpu.pool.threads();
+    cpu.pool.run(&|thread| {
+        let mut item = thread;
+        while item < items {
+            dispatch!(isa, forward_item(out: SharedMut<f32>, lse: SharedMut<f32>, q: &[f32], k: &[f32], qkv: &[f32], cu_seqlens: &[u32], window: Option<usize>, shape: HeadShape, item: usize));
+            item += threads;
+        }
+    });
+}
+
+fn check(o: usize, q: usize, k: usize, qkv: usize, cu_seqlens: &[u32], shape: HeadShape) {
+    let t = *cu_seqlens.last().expect("cu_seqlens has B+1 entries") as usize;
+    let HeadShape {
+        num_heads: h,
+        num_kv_heads: g,
+        head_dim,
+    } = shape;
+    assert_eq!(h % g, 0, "attention: H is a multiple of G");
+    assert_eq!(q, t * h * head_dim, "attention: q is not (T, H, K)");
+    assert_eq!(o, q, "attention: o is not (T, H, K)");
+    assert_eq!(k, t * g * head_dim, "attention: k is not (T, G, K)");
+    assert_eq!(
+        qkv,
+        t * shape.qkv_size(),
+        "attention: qkv is not (T, (H+2G)*K)"
+    );
+}
+
+/// One sequence and one key-value head with its query heads.
+#[inline(always)]
+unsafe fn forward_item<S: Simd>(
+    out: SharedMut<f32>,
+    lse: SharedMut<f32>,
+    q: &[f32],
+    k: &[f32],
+    qkv: &[f32],
+    cu_seqlens: &[u32],
+    window: Option<usize>,
+    shape: HeadShape,
+    item: usize,
+) {
+    let HeadShape {
+        num_heads: h,
+        num_kv_heads: g,
+        head_dim: d,
+    } = shape;
+    let (b, kv_head) = (item / g, item % g);
+    let (first, len) = (
+        cu_seqlens[b] as usize,
+        (cu_seqlens[b + 1] - cu_seqlens[b]) as usize,
+    );
+    if len == 0 {
+        return;
+    }
+    let sizes = Sizes::new::<S>(d);
+    let blocks = len.div_ceil(KV_BLOCK);
+    let keys_len = blocks * sizes.key_block();
+    with_scratch(
+        keys_len + blocks * sizes.value_block() + sizes.tile(),
+        |memory| {
+            let (keys, rest) = memory.split_at_mut(keys_len);
+            let (values, tile) = rest.split_at_mut(blocks * sizes.value_block());
+            for j in 0..len {
+                let key = &k[((first + j) * g + kv_head) * d..][..d];
+                let value = &qkv[(first + j) * shape.qkv_size() + (h + g + kv_head) * d..][..d];
+                sizes.put_key(
+                    &mut keys[j / KV_BLOCK * sizes.key_block()..],
+                    j % KV_BLOCK,
+                    key,
+                );
+                sizes.put_value(
+                    &mut values[j / KV_BLOCK * sizes.value_block()..],
+                    j % KV_BLOCK,
+                    value,
+                );
+            }
+            for head in kv_head * (h / g)..(kv_head + 1) * (h / g) {
+                for start_row in (0..len).step_by(TILE) {
+                    let rows = TILE.min(len - start_row);
+                    // SAFETY: rows of one head of one sequence belong to this thread.
+                    unsafe {
+                        let mut tile = QueryTile::new(tile, sizes, rows);
+                        for r in 0..rows {
+                            let at = ((first + start_row + r) * h + head) * d;
+                            tile.query(r).copy_from_slice(&q[at..at + d]);
+                        }
+                        start(&mut tile);
+                        for block in visible_blocks(start_row, start_row + rows - 1, window) {
+                            attend::<S>(
+                                &mut tile,
+                                &keys[block * sizes.key_block()..],
+                                &values[block * sizes.value_block()..],
+                                block * KV_BLOCK,
+                                start_row,
+                                window,
+                            );
+                        }
+                        for r in 0..rows {
+                            let row = (first + start_row + r) * h + head;
+                            let l = finish(&tile, r, out.slice(row * d..(row + 1) * d));
+                            lse.slice(row..row + 1)[0] = l;
+                        }
+                    }
+                }
+            }
+        },
+    );
+}

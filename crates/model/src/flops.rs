@@ -1,0 +1,73 @@
+//! Counts: parameters, and floating-point operations per token.
+
+use crate::config::{MlpType, ModelConfig};
+use crate::weights::Layout;
+
+/// What a model holds and what a token costs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Counts {
+    /// All parameters, the router biases included.
+    pub parameters: usize,
+    /// Parameters that one token is multiplied with (embedding rows not counted).
+    pub active_parameters: usize,
+    /// Multiply-adds times two of a forward pass per token, attention over `context` keys included.
+    pub forward_flops_per_token: f64,
+}
+
+/// Counts for sequences of `seq_len` tokens, with or without the multi-token-prediction layer.
+pub fn count(config: &ModelConfig, layout: &Layout, seq_len: usize, with_mtp: bool) -> Counts {
+    let d = config.hidden_size;
+    let attention = d * (2 * config.q_size() + 2 * config.kv_size());
+    let dense = 3 * d * config.intermediate_size;
+    let sparse =
+        3 * d * (config.num_experts_per_tok * config.moe_intermediate_size + config.shared_size())
+            + d * config.num_experts;
+    let mut active = d * config.vocab_size;
+    let mut keys = 0.0;
+    // A query at position p sees min(p + 1, window) keys; this is the mean over the sequence.
+    let mean_keys = |window: Option<usize>| {
+        let n = seq_len as f64;
+        let w = window.unwrap_or(seq_len).min(seq_len) as f64;
+        (w * (w + 1.0) / 2.0 + (n - w) * w) / n
+    };
+    for l in 0..config.num_hidden_layers {
+        active += attention;
+        active += match config.mlp_layer_types[l] {
+            MlpType::Dense => dense,
+            MlpType::Sparse => sparse,
+        };
+        keys += mean_keys(config.window(l));
+    }
+    if with_mtp && config.num_nextn_predict_layers == 1 {
+        active += 2 * d * d + attention + dense + d * config.vocab_size;
+        keys += mean_keys(None);
+    }
+    Counts {
+        parameters: layout.len,
+        active_parameters: active,
+        forward_flops_per_token: 2.0 * active as f64 + 4.0 * keys * config.q_size() as f64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_published_model_has_the_published_number_of_parameters() {
+        let config = ModelConfig::from_json(
+            r#"{"model_type": "exaone_moe", "vocab_size": 153600, "hidden_size": 6144,
+            "num_hidden_layers": 48, "num_attention_heads": 64, "num_key_value_heads": 8,
+            "head_dim": 128, "intermediate_size": 18432, "sliding_window": 128,
+            "first_k_dense_replace": 1, "num_experts": 128, "num_experts_per_tok": 8,
+            "moe_intermediate_size": 2048, "num_shared_experts": 1, "num_nextn_predict_layers": 1}"#,
+        )
+        .unwrap();
+        let layout = Layout::new(&config);
+        assert_eq!(layout.len, 237_099_669_632);
+        assert_eq!(layout.tensors.len(), 18_688);
+        let counts = count(&config, &layout, 1, false);
+        // 22.72 B active, from the same source as the total.
+        assert!((counts.active_parameters as f64 / 1e9 - 22.72).abs() < 0.01);
+    }
+}

@@ -1,0 +1,116 @@
+//! The dense feed-forward part: down(SiLU(gate x) * up x).
+
+use crate::linear::Linear;
+use crate::weights::SwigluSpans;
+use tensor::ops::gemm::Store;
+use tensor::ops::swiglu;
+use tensor::{Compute, Device, Tensor, View};
+
+/// One SwiGLU of width F.
+pub struct Mlp {
+    gate_up: Linear, // (2F, D)
+    down: Linear,    // (D, F)
+    width: usize,    // F
+}
+
+/// What the backward pass of a SwiGLU needs.
+pub struct MlpKept {
+    gate_up: Tensor, // (T, 2F)
+    act: Tensor,     // (T, F)
+}
+
+/// Working memory of the backward pass, shared by all layers of one width.
+pub struct MlpScratch {
+    dgate_up: Tensor, // (T, 2F)
+    dact: Tensor,     // (T, F)
+}
+
+impl MlpKept {
+    /// For `t` tokens and width `f`.
+    pub fn new(device: &Device, t: usize, f: usize) -> MlpKept {
+        MlpKept {
+            gate_up: Tensor::zeros(device, &[t, 2 * f]),
+            act: Tensor::zeros(device, &[t, f]),
+        }
+    }
+}
+
+impl MlpScratch {
+    /// For `t` tokens and width `f`.
+    pub fn new(device: &Device, t: usize, f: usize) -> MlpScratch {
+        MlpScratch {
+            dgate_up: Tensor::zeros(device, &[t, 2 * f]),
+            dact: Tensor::zeros(device, &[t, f]),
+        }
+    }
+}
+
+impl Mlp {
+    /// The SwiGLU at `spans`, of width `width`.
+    pub fn new(
+        device: &Device,
+        compute: Compute,
+        spans: SwigluSpans,
+        width: usize,
+        hidden_size: usize,
+        trains: bool,
+    ) -> Mlp {
+        Mlp {
+            gate_up: Linear::new(device, compute, spans.gate_up_proj, 2 * width, trains),
+            down: Linear::new(device, compute, spans.down_proj, hidden_size, trains),
+            width,
+        }
+    }
+
+    /// Packs the present weights.
+    pub fn refresh(&mut self, device: &Device, params: &Tensor) {
+        self.gate_up.refresh(device, params);
+        self.down.refresh(device, params);
+    }
+
+    /// F.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// x (T, D) += mlp(h (T, D)).
+    pub fn forward(&self, device: &Device, x: &mut Tensor, h: &Tensor, kept: &mut MlpKept) {
+        self.gate_up
+            .forward(device, kept.gate_up.view_mut(), h.view(), Store::Overwrite);
+        swiglu::forward(device, kept.act.view_mut(), kept.gate_up.view(), self.width);
+        self.down
+            .forward(device, x.view_mut(), kept.act.view(), Store::Add);
+    }
+
+    /// dx (T, D), the gradient of the output -> dh (T, D), overwritten.
+    pub fn backward(
+        &self,
+        device: &Device,
+        grads: &mut Tensor,
+        dh: &mut Tensor,
+        dx: View,
+        h: &Tensor,
+        kept: &MlpKept,
+        scratch: &mut MlpScratch,
+    ) {
+        self.down
+            .backward_input(device, scratch.dact.view_mut(), dx, Store::Overwrite);
+        self.down
+            .backward_weight(device, grads, dx, kept.act.view());
+        swiglu::backward(
+            device,
+            scratch.dgate_up.view_mut(),
+            scratch.dact.view(),
+            kept.gate_up.view(),
+            self.width,
+        );
+        self.gate_up.backward_input(
+            device,
+            dh.view_mut(),
+            scratch.dgate_up.view(),
+            Store::Overwrite,
+        );
+        self.gate_up
+            .backward_weight(device, grads, scratch.dgate_up.view(), h.view());
+    }
+}

@@ -1,0 +1,341 @@
+//! The sparse feed-forward part: routed experts, chosen per token, and one shared expert.
+//!
+//! z = W_r h (f32)   s = sigmoid(z)   experts = top A of s + bias   w = s[experts], normalised, scaled
+//! y = sum_a w_a expert_a(h) + shared(h)
+//!
+//! No token is dropped: rows are sorted by expert once and run as one grouped product.
+//! Source of the router: DeepSeek-V3, arXiv 2412.19437, section 2.1.2, as published for K-EXAONE.
+
+use crate::linear::Linear;
+use crate::mlp::{Mlp, MlpKept, MlpScratch};
+use crate::weights::{Span, SwigluSpans};
+use tensor::ops::gemm::Store;
+use tensor::ops::router::RouterShape;
+use tensor::ops::{grouped_gemm, moe_permute, router, swiglu};
+use tensor::packed::PackedGroup;
+use tensor::{Compute, Device, Tensor, View};
+
+/// Router, experts, shared expert.
+pub struct Moe {
+    shape: RouterShape,
+    compute: Compute,
+    hidden_size: usize,
+    width: usize, // F of one expert
+    router: Linear,
+    router_bias: Span,
+    experts: SwigluSpans,
+    gate_up: PackedGroup,                  // E of (2F, D)
+    down: PackedGroup,                     // E of (D, F)
+    gate_up_backward: Option<PackedGroup>, // E of (D, 2F)
+    down_backward: Option<PackedGroup>,    // E of (F, D)
+    shared: Mlp,
+}
+
+/// What the backward pass needs.
+pub struct MoeKept {
+    scores: Tensor,                   // (T, E)
+    logits: Tensor,                   // (T, E)
+    pub(crate) topk_ids: Tensor<u32>, // (T, A), best first
+    topk_weights: Tensor,             // (T, A)
+    pub(crate) offsets: Tensor<u32>,  // (E+1), rows of each expert
+    rows: Tensor<u32>,                // (N), token of each row
+    pos: Tensor<u32>,                 // (T, A), row of each choice
+    gate_up: Tensor,                  // (N, 2F)
+    act: Tensor,                      // (N, F)
+    out: Tensor,                      // (N, D)
+    balance: Tensor,                  // (B, E), or empty
+    shared: MlpKept,
+}
+
+/// Working memory of the backward pass, shared by all sparse layers.
+pub struct MoeScratch {
+    dtopk_weights: Tensor, // (T, A)
+    dlogits: Tensor,       // (T, E)
+    dout: Tensor,          // (N, D), reused for the gradient of the gathered input
+    dact: Tensor,          // (N, F)
+    dgate_up: Tensor,      // (N, 2F)
+    shared: MlpScratch,
+}
+
+impl MoeKept {
+    /// For `t` tokens.
+    pub fn new(device: &Device, t: usize, moe: &Moe) -> MoeKept {
+        let (e, a) = (moe.shape.num_experts, moe.shape.num_experts_per_tok);
+        let (n, d, f) = (t * a, moe.hidden_size, moe.width);
+        MoeKept {
+            scores: Tensor::zeros(device, &[t, e]),
+            logits: Tensor::zeros(device, &[t, e]),
+            topk_ids: Tensor::zeros(device, &[t, a]),
+            topk_weights: Tensor::zeros(device, &[t, a]),
+            offsets: Tensor::zeros(device, &[e + 1]),
+            rows: Tensor::zeros(device, &[n]),
+            pos: Tensor::zeros(device, &[t, a]),
+            gate_up: Tensor::zeros(device, &[n, 2 * f]),
+            act: Tensor::zeros(device, &[n, f]),
+            out: Tensor::zeros(device, &[n, d]),
+            balance: Tensor::zeros(device, &[0, e]),
+            shared: MlpKept::new(device, t, moe.shared.width()),
+        }
+    }
+}
+
+impl MoeScratch {
+    /// For `t` tokens.
+    pub fn new(device: &Device, t: usize, moe: &Moe) -> MoeScratch {
+        let (e, a) = (moe.shape.num_experts, moe.shape.num_experts_per_tok);
+        let (n, d, f) = (t * a, moe.hidden_size, moe.width);
+        MoeScratch {
+            dtopk_weights: Tensor::zeros(device, &[t, a]),
+            dlogits: Tensor::zeros(device, &[t, e]),
+            dout: Tensor::zeros(device, &[n, d]),
+            dact: Tensor::zeros(device, &[n, f]),
+            dgate_up: Tensor::zeros(device, &[n, 2 * f]),
+            shared: MlpScratch::new(device, t, moe.shared.width()),
+        }
+    }
+}
+
+impl Moe {
+    /// The sparse part at the given spans.
+    pub fn new(
+        device: &Device,
+        compute: Compute,
+        shape: RouterShape,
+        router: Span,
+        router_bias: Span,
+        experts: SwigluSpans,
+        shared: Mlp,
+        width: usize,
+        hidden_size: usize,
+        trains: bool,
+    ) -> Moe {
+        let (e, d, f) = (shape.num_experts, hidden_size, width);
+        let group = |n, k| PackedGroup::new(device, compute, e, n, k);
+        Moe {
+            shape,
+            compute,
+            hidden_size,
+            width,
+            // The router multiplies in f32 whatever the rest does: a rounded score chooses other experts.
+            router: Linear::new(device, Compute::F32, router, e, trains),
+            router_bias,
+            experts,
+            gate_up: group(2 * f, d),
+            down: group(d, f),
+            gate_up_backward: trains.then(|| group(d, 2 * f)),
+            down_backward: trains.then(|| group(f, d)),
+            shared,
+        }
+    }
+
+    /// Packs the present weights.
+    pub fn refresh(&mut self, device: &Device, params: &Tensor) {
+        self.router.refresh(device, params);
+        self.shared.refresh(device, params);
+        let gate_up = params.range(self.experts.gate_up_proj.range());
+        let down = params.range(self.experts.down_proj.range());
+        self.gate_up.pack(device, gate_up);
+        self.down.pack(device, down);
+        if let Some(packed) = &mut self.gate_up_backward {
+            packed.pack_transposed(device, gate_up);
+        }
+        if let Some(packed) = &mut self.down_backward {
+            packed.pack_transposed(device, down);
+        }
+    }
+
+    /// x (T, D) += moe(h (T, D)). With `balance_alpha > 0` returns the balance loss of the layer.
+    pub fn forward(
+        &self,
+        device: &Device,
+        params: &Tensor,
+        x: &mut Tensor,
+        h: &Tensor,
+        cu_seqlens: &Tensor<u32>,
+        balance_alpha: f32,
+        kept: &mut MoeKept,
+    ) -> f32 {
+        let MoeKept {
+            scores,
+            logits,
+            topk_ids,
+            topk_weights,
+            offsets,
+            rows,
+            pos,
+            ..
+        } = kept;
+        self.router
+            .forward(device, logits.view_mut(), h.view(), Store::Overwrite);
+        router::forward(
+            device,
+            scores.view_mut(),
+            topk_ids.view_mut(),
+            topk_weights.view_mut(),
+            logits.view(),
+            params.range(self.router_bias.range()),
+            self.shape,
+        );
+        let num_experts = self.shape.num_experts;
+        moe_permute::permute(
+            device,
+            offsets.view_mut(),
+            rows.view_mut(),
+            pos.view_mut(),
+            topk_ids.view(),
+            num_experts,
+            self.shape.num_experts_per_tok,
+        );
+        grouped_gemm::grouped_matmul(
+            device,
+            kept.gate_up.view_mut(),
+            h.view(),
+            Some(rows.view()),
+            offsets.view(),
+            &self.gate_up,
+            Store::Overwrite,
+        );
+        swiglu::forward(device, kept.act.view_mut(), kept.gate_up.view(), self.width);
+        grouped_gemm::grouped_matmul(
+            device,
+            kept.out.view_mut(),
+            kept.act.view(),
+            None,
+            offsets.view(),
+            &self.down,
+            Store::Overwrite,
+        );
+        moe_permute::combine(
+            device,
+            x.view_mut(),
+            kept.out.view(),
+            pos.view(),
+            topk_weights.view(),
+            self.hidden_size,
+            Store::Add,
+        );
+        self.shared.forward(device, x, h, &mut kept.shared);
+        let sequences = if balance_alpha > 0.0 {
+            cu_seqlens.len() - 1
+        } else {
+            0
+        };
+        if kept.balance.shape()[0] != sequences {
+            kept.balance = Tensor::zeros(device, &[sequences, num_experts]);
+        }
+        if sequences == 0 {
+            return 0.0;
+        }
+        router::balance_loss(
+            device,
+            kept.balance.view_mut(),
+            scores.view(),
+            topk_ids.view(),
+            cu_seqlens.view(),
+            balance_alpha,
+            self.shape,
+        )
+    }
+
+    /// dx (T, D), the gradient of the output -> dh (T, D), overwritten.
+    pub fn backward(
+        &self,
+        device: &Device,
+        grads: &mut Tensor,
+        dh: &mut Tensor,
+        dx: View,
+        h: &Tensor,
+        cu_seqlens: &Tensor<u32>,
+        kept: &MoeKept,
+        scratch: &mut MoeScratch,
+    ) {
+        let (d, f) = (self.hidden_size, self.width);
+        let (offsets, rows, pos) = (kept.offsets.view(), kept.rows.view(), kept.pos.view());
+        self.shared
+            .backward(device, grads, dh, dx, h, &kept.shared, &mut scratch.shared);
+
+        moe_permute::combine_backward(
+            device,
+            scratch.dout.view_mut(),
+            scratch.dtopk_weights.view_mut(),
+            dx,
+            kept.out.view(),
+            pos,
+            kept.topk_weights.view(),
+            d,
+        );
+        let both_ways = "a model made for training packs both ways";
+        grouped_gemm::grouped_matmul(
+            device,
+            scratch.dact.view_mut(),
+            scratch.dout.view(),
+            None,
+            offsets,
+            self.down_backward.as_ref().expect(both_ways),
+            Store::Overwrite,
+        );
+        grouped_gemm::grouped_matmul_tn(
+            device,
+            self.compute,
+            grads.range_mut(self.experts.down_proj.range()),
+            scratch.dout.view(),
+            None,
+            kept.act.view(),
+            None,
+            offsets,
+            d,
+            f,
+        );
+        swiglu::backward(
+            device,
+            scratch.dgate_up.view_mut(),
+            scratch.dact.view(),
+            kept.gate_up.view(),
+            f,
+        );
+        grouped_gemm::grouped_matmul_tn(
+            device,
+            self.compute,
+            grads.range_mut(self.experts.gate_up_proj.range()),
+            scratch.dgate_up.view(),
+            None,
+            h.view(),
+            Some(rows),
+            offsets,
+            2 * f,
+            d,
+        );
+        grouped_gemm::grouped_matmul(
+            device,
+            scratch.dout.view_mut(),
+            scratch.dgate_up.view(),
+            None,
+            offsets,
+            self.gate_up_backward.as_ref().expect(both_ways),
+            Store::Overwrite,
+        );
+        moe_permute::unpermute_add(
+            device,
+            dh.view_mut(),
+            scratch.dout.view(),
+            pos,
+            self.shape.num_experts_per_tok,
+            d,
+        );
+
+        router::backward(
+            device,
+            scratch.dlogits.view_mut(),
+            scratch.dtopk_weights.view(),
+            kept.scores.view(),
+            kept.topk_ids.view(),
+            kept.balance.view(),
+            cu_seqlens.view(),
+            self.shape,
+        );
+        self.router
+            .backward_input(device, dh.view_mut(), scratch.dlogits.view(), Store::Add);
+        self.router
+            .backward_weight(device, grads, scratch.dlogits.view(), h.view());
+    }
+}

@@ -1,0 +1,4 @@
+//! The model against other implementations, and against itself on other threads.
+
+mod determinism;
+mod reference_cases;

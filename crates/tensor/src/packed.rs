@@ -1,0 +1,93 @@
+//! Matrices laid out for the device's matrix product, in the type it multiplies in.
+
+use crate::{Device, View};
+pub use kernels_cpu::gemm::Compute;
+
+/// A right operand of `ops::gemm`, packed once and multiplied many times.
+pub enum Packed {
+    /// Panels for the processor's instruction set.
+    Cpu(kernels_cpu::gemm::Packed),
+}
+
+impl Packed {
+    /// Room for `n` outputs of depth `k`.
+    pub fn new(device: &Device, compute: Compute, n: usize, k: usize) -> Packed {
+        match device {
+            Device::Cpu(cpu) => {
+                Packed::Cpu(kernels_cpu::gemm::Packed::new(cpu.isa(), compute, n, k))
+            }
+        }
+    }
+
+    /// From `w (n, k)`: products give `x w^T`.
+    pub fn pack(&mut self, device: &Device, w: View) {
+        match (device, self, w) {
+            (Device::Cpu(cpu), Packed::Cpu(packed), View::Cpu(w)) => packed.pack(cpu, w),
+        }
+    }
+
+    /// From `w (k, n)`: products give `x w`.
+    pub fn pack_transposed(&mut self, device: &Device, w: View) {
+        match (device, self, w) {
+            (Device::Cpu(cpu), Packed::Cpu(packed), View::Cpu(w)) => {
+                packed.pack_transposed(cpu, w);
+            }
+        }
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Packed::Cpu(packed) => packed.bytes(),
+        }
+    }
+}
+
+/// As many packed matrices of one size as there are experts.
+pub enum PackedGroup {
+    /// Panels for the processor's instruction set.
+    Cpu(Vec<kernels_cpu::gemm::Packed>),
+}
+
+impl PackedGroup {
+    /// Room for `groups` matrices of `n` outputs and depth `k`.
+    pub fn new(
+        device: &Device,
+        compute: Compute,
+        groups: usize,
+        n: usize,
+        k: usize,
+    ) -> PackedGroup {
+        match device {
+            Device::Cpu(cpu) => PackedGroup::Cpu(
+                (0..groups)
+                    .map(|_| kernels_cpu::gemm::Packed::new(cpu.isa(), compute, n, k))
+                    .collect(),
+            ),
+        }
+    }
+
+    /// From `w (groups, n, k)`: products give `x w^T`.
+    pub fn pack(&mut self, device: &Device, w: View) {
+        match (device, self, w) {
+            (Device::Cpu(cpu), PackedGroup::Cpu(group), View::Cpu(w)) => {
+                let len = w.len() / group.len();
+                for (packed, w) in group.iter_mut().zip(w.chunks_exact(len)) {
+                    packed.pack(cpu, w);
+                }
+            }
+        }
+    }
+
+    /// From `w (groups, k, n)`: products give `x w`.
+    pub fn pack_transposed(&mut self, device: &Device, w: View) {
+        match (device, self, w) {
+            (Device::Cpu(cpu), PackedGroup::Cpu(group), View::Cpu(w)) => {
+                let len = w.len() / group.len();
+                for (packed, w) in group.iter_mut().zip(w.chunks_exact(len)) {
+                    packed.pack_transposed(cpu, w);
+                }
+            }
+        }
+    }
+}
