@@ -23,7 +23,8 @@ fn main() -> Result<()> {
 }
 
 fn ci() -> Result<()> {
-    let stages: [(&str, fn() -> Result<()>); 5] = [
+    type Stage = (&'static str, fn() -> Result<()>);
+    let stages: [Stage; 5] = [
         ("format", || cargo(&["fmt", "--all", "--check"])),
         ("tidy", tidy::run),
         ("clippy", || {

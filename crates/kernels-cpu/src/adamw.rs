@@ -7,14 +7,14 @@
 //! All of w, m, v, g are f32 of one length; `step` counts from 1. `grad_scale` is the factor of
 //! gradient clipping (1 when the norm is below the bound).
 //! Bound by memory: 16 bytes read and 12 written for each parameter, in one pass.
-//! Source: Kingma & Ba 2015, arXiv:1412.6980, algorithm 1; Loshchilov & Hutter 2019, arXiv:1711.05101,
-//! algorithm 2, with the schedule's factor inside lr, so that the decay shrinks with it.
+//! Source: Kingma & Ba 2015, arXiv:1412.6980, algorithm 1; Loshchilov & Hutter 2019,
+//! arXiv:1711.05101, algorithm 2, with the schedule's factor inside lr: the decay shrinks with it.
 //! No AMSGrad, no low-precision states, no clipping of its own.
 
+use crate::Cpu;
 use crate::pool::SharedMut;
 use crate::row::{self, for_lanes, load, store};
 use crate::simd::Simd;
-use crate::Cpu;
 
 /// What is the same for all parameters of a group.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -34,7 +34,11 @@ pub(crate) fn same_bits_on_any_number_of_threads(f: impl Fn(&Cpu) -> Vec<f32>) {
         let alone = bits(&f(&Cpu::new(isa, 1)));
         for threads in [2, 3] {
             let together = bits(&f(&Cpu::new(isa, threads)));
-            assert!(alone == together, "{}: {threads} threads give other bits", isa.name());
+            assert!(
+                alone == together,
+                "{}: {threads} threads give other bits",
+                isa.name()
+            );
         }
     }
 }
@@ -43,8 +47,8 @@ pub(crate) fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|x| x.to_bits()).collect()
 }
 
-/// Normalised mean squared error below 1e-12: f32 results of sums in f32 reach 1e-14, a wrong term or
-/// a lost value of a thousand does not come near.
+/// Normalised mean squared error below 1e-12: f32 results of sums in f32 reach 1e-14, a wrong term
+/// or a lost value of a thousand does not come near.
 #[track_caller]
 pub(crate) fn assert_close(got: &[f32], expected: &[f64], what: &str) {
     assert_close_to(got, expected, 1e-12, what);
@@ -60,7 +64,11 @@ pub(crate) fn assert_close_to(got: &[f32], expected: &[f64], bound: f64, what: &
         norm += b * b;
     }
     // Written so that NaN fails.
-    assert!(diff <= bound * norm.max(1e-30), "{what}: nmse {:e}", diff / norm);
+    assert!(
+        diff <= bound * norm.max(1e-30),
+        "{what}: nmse {:e}",
+        diff / norm
+    );
 }
 
 /// Central differences of `f` at `x`.
@@ -74,7 +82,8 @@ pub(crate) fn finite_difference(x: &[f64], f: impl Fn(&[f64]) -> f64) -> Vec<f64
                 f(&x)
             };
             // Fourth order: the error is some 1e-12 for values and derivatives around one.
-            let slope = (8.0 * (eval(h) - eval(-h)) - (eval(2.0 * h) - eval(-2.0 * h))) / (12.0 * h);
+            let slope =
+                (8.0 * (eval(h) - eval(-h)) - (eval(2.0 * h) - eval(-2.0 * h))) / (12.0 * h);
             x[i] = at;
             slope
         })
@@ -103,7 +112,10 @@ impl<T: Copy + PartialEq + std::fmt::Debug> Guarded<T> {
         let len = self.values.len() - 2 * GUARD;
         let (before, rest) = self.values.split_at(GUARD);
         let outside = before.iter().chain(&rest[len..]);
-        assert!(outside.clone().all(|v| *v == self.sentinel), "written outside of the output");
+        assert!(
+            outside.clone().all(|v| *v == self.sentinel),
+            "written outside of the output"
+        );
         rest[..len].to_vec()
     }
 }

@@ -4,18 +4,18 @@
 //! backward  dz_j = scale * (e^(z_j - m)/S - [j = target])
 //!
 //! Shapes: R rows, V vocab. `scales` (R) is the derivative of the total by each row's loss (1/count
-//! for a mean, a weight of its own for a masked or weighted token). A row whose target is [`IGNORE`]
-//! has loss 0 and gradient 0.
-//! Bound by memory: the gradient overwrites the logits, 8RV bytes; a row is read from memory once and
-//! stays in the cache for the exponentials and the gradient.
+//! for a mean, a weight of its own for a masked or weighted token). A row whose target is
+//! [`IGNORE`] has loss 0 and gradient 0.
+//! Bound by memory: the gradient overwrites the logits, 8RV bytes; a row is read from memory once
+//! and stays in the cache for the exponentials and the gradient.
 //! S is summed in f32 in four chains of a vector each; ln S + m - z_target is taken in f64.
 //! Source: Goodfellow, Bengio & Courville 2016, Deep Learning, sections 4.1 and 6.2.2.3.
 //! No label smoothing, no z-loss, no soft cap.
 
+use crate::Cpu;
 use crate::pool::SharedMut;
 use crate::row::{self, fold_lanes, for_lanes, keep, load, store};
 use crate::simd::{Simd, exp};
-use crate::Cpu;
 
 /// The target of a row that does not count.
 pub const IGNORE: u32 = u32::MAX;
@@ -99,11 +99,12 @@ unsafe fn forward_backward_rows<S: Simd>(
     scales: &[f32],
     v: usize,
 ) {
-    let rows = logits.chunks_exact_mut(v).zip(losses);
-    for ((row, loss), (&target, &scale)) in rows.zip(targets.iter().zip(scales)) {
+    for r in 0..losses.len() {
+        let (target, scale) = (targets[r], scales[r]);
+        let row = &mut logits[r * v..(r + 1) * v];
         if target == IGNORE {
             row.fill(0.0);
-            *loss = 0.0;
+            losses[r] = 0.0;
             continue;
         }
         let target_logit = row[target as usize];
@@ -117,7 +118,7 @@ unsafe fn forward_backward_rows<S: Simd>(
                 store::<S>(z.add(i), e, n);
                 S::add(acc, keep::<S>(e, n, 0.0))
             }));
-            *loss = row_loss(sum, max, target_logit);
+            losses[r] = row_loss(sum, max, target_logit);
             let factor = S::splat(scale / sum);
             for_lanes!(S, v, |i, n| {
                 store::<S>(z.add(i), S::mul(load::<S>(z.add(i), n), factor), n);
@@ -131,9 +132,10 @@ unsafe fn forward_backward_rows<S: Simd>(
 /// As for [`Simd`]; shapes as in [`forward`], targets checked.
 #[inline(always)]
 unsafe fn forward_rows<S: Simd>(losses: &mut [f32], logits: &[f32], targets: &[u32], v: usize) {
-    for ((row, loss), &target) in logits.chunks_exact(v).zip(losses).zip(targets) {
+    for r in 0..losses.len() {
+        let (target, row) = (targets[r], &logits[r * v..(r + 1) * v]);
         if target == IGNORE {
-            *loss = 0.0;
+            losses[r] = 0.0;
             continue;
         }
         let z = row.as_ptr();
@@ -145,7 +147,7 @@ unsafe fn forward_rows<S: Simd>(losses: &mut [f32], logits: &[f32], targets: &[u
                 let e = exp::<S>(S::add(load::<S>(z.add(i), n), shift));
                 S::add(acc, keep::<S>(e, n, 0.0))
             }));
-            *loss = row_loss(sum, max, row[target as usize]);
+            losses[r] = row_loss(sum, max, row[target as usize]);
         }
     }
 }

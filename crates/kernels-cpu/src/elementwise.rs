@@ -6,13 +6,13 @@
 //! concat2      y_t = [a_t | b_t]        split2 is its backward: a_t, b_t = y_t
 //!
 //! Shapes: T tokens, D hidden_size. All are bound by memory.
-//! `sum_squares` adds chunks of [`CHUNK`] values in f32 (four chains of a vector each: some dozens of
-//! additions a lane), and the chunks in f64, in order: the result depends on no number of threads.
+//! `sum_squares` adds chunks of [`CHUNK`] values in f32 (four chains of a vector each: some dozens
+//! of additions a lane), and the chunks in f64, in order, whatever the number of threads.
 
+use crate::Cpu;
 use crate::pool::SharedMut;
 use crate::row::{self, fold_lanes, for_lanes, load, store};
 use crate::simd::Simd;
-use crate::Cpu;
 use std::cell::RefCell;
 
 /// Values summed in f32 before f64 takes over.

@@ -8,10 +8,10 @@
 //! meet on two threads, and their order stays that of the sequence.
 //! No scaling by sqrt(D), no padding id.
 
+use crate::Cpu;
 use crate::pool::SharedMut;
 use crate::row;
 use crate::simd::Simd;
-use crate::Cpu;
 
 /// table (V, D), ids (T) -> x (T, D).
 ///

@@ -86,7 +86,7 @@ impl Isa {
 ///
 /// `$f` is an `unsafe fn` generic over `S: Simd`, marked `#[inline(always)]`, as is everything below it.
 ///
-/// ```ignore
+/// ```text
 /// dispatch!(cpu.isa, rms_norm_rows(y: *mut f32, x: *const f32, rows: usize) -> ());
 /// ```
 /// The names in the list are local variables of the caller, given with their types.

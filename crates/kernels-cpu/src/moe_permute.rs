@@ -1,16 +1,17 @@
-//! Tokens to experts and back: the sort of the routed rows by expert, the weighted sum of the experts'
-//! outputs, and the gradients of both.
+//! Tokens to experts and back: the sort of the routed rows by expert, the weighted sum of the
+//! experts' outputs, and the gradients of both.
 //!
-//! permute   a stable counting sort of the N choices (t, a) by expert: offsets[e]..offsets[e+1] are the
-//!           sorted rows of expert e, rows[i] the token of sorted row i, pos[t, a] the row of a choice
+//! permute   a stable counting sort of the N choices (t, a) by expert: offsets[e]..offsets[e+1] are
+//!           the sorted rows of expert e, rows[i] is the token of sorted row i, pos[t, a] the
+//!           row of a choice
 //! combine   y_t = sum_a w_ta * out[pos_ta]          (a ascending)
 //! backward  dout[pos_ta] = w_ta * dy_t              dw_ta = sum_j dy_tj * out[pos_ta]_j
 //! unpermute_add    dx_t += sum_a drows[pos_ta]      (a ascending): the backward of gathering rows
 //!
 //! Shapes: T tokens, A experts per token, N = T*A routed rows, E experts, D hidden_size.
 //! No capacity and no dropped token: every choice has a row.
-//! Bound by memory: combine moves 4D(N + T) bytes, its backward 4D(2N + T). The sort touches 20N bytes
-//! on one thread, a hundredth of what the rows take.
+//! Bound by memory: combine moves 4D(N + T) bytes, its backward 4D(2N + T). The sort touches 20N
+//! bytes on one thread, a hundredth of what the rows take.
 //! Source: Gale et al. 2022, arXiv:2211.15841, section 5 (dropless experts), restated for the CPU.
 
 use crate::pool::SharedMut;
@@ -24,7 +25,7 @@ thread_local! {
     static TAKEN: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
 }
 
-/// topk_ids (T, A) -> offsets (E+1), rows (N), pos (T, A). By expert, then in the order of the tokens.
+/// topk_ids (T, A) -> offsets (E+1), rows (N), pos (T, A). By expert, then in token order.
 ///
 /// # Panics
 /// When an id is not below E.
@@ -39,7 +40,10 @@ pub fn permute(
 ) {
     assert_eq!(offsets.len(), num_experts + 1, "offsets is (E+1)");
     let len = topk_ids.len();
-    assert!(rows.len() == len && pos.len() == len, "rows is (N), pos and ids are (T, A)");
+    assert!(
+        rows.len() == len && pos.len() == len,
+        "rows is (N), pos and ids are (T, A)"
+    );
     assert!(u32::try_from(len).is_ok(), "row numbers are u32");
     offsets.fill(0);
     let (zero, ends) = offsets.split_at_mut(1);
@@ -89,7 +93,11 @@ pub fn unpermute_add(
     num_experts_per_tok: usize,
     d: usize,
 ) {
-    assert_eq!(dx.len() * num_experts_per_tok, pos.len() * d, "dx is (T, D), pos (T, A)");
+    assert_eq!(
+        dx.len() * num_experts_per_tok,
+        pos.len() * d,
+        "dx is (T, D), pos (T, A)"
+    );
     gather_sum(cpu, dx, drows, pos, &[], d, Store::Add);
 }
 
@@ -110,7 +118,10 @@ pub fn combine_backward(
 ) {
     let (t, a) = check(dy.len(), out.len(), pos, d);
     assert_eq!(dout.len(), out.len(), "dout is (N, D)");
-    assert!(dtopk_weights.len() == pos.len() && topk_weights.len() == pos.len(), "one weight each");
+    assert!(
+        dtopk_weights.len() == pos.len() && topk_weights.len() == pos.len(),
+        "one weight each"
+    );
     assert!(is_permutation(pos), "pos is not a permutation of the rows");
     let isa = cpu.isa();
     let (dout, dtopk_weights) = (SharedMut::new(dout), SharedMut::new(dtopk_weights));
@@ -143,7 +154,11 @@ fn gather_sum(
     cpu.pool.for_ranges(t, row::grain(d * a), &|tokens| {
         let choices = tokens.start * a..tokens.end * a;
         let pos = &pos[choices.clone()];
-        let weights = if weights.is_empty() { weights } else { &weights[choices] };
+        let weights = if weights.is_empty() {
+            weights
+        } else {
+            &weights[choices]
+        };
         // SAFETY: ranges of tokens are disjoint.
         let y = unsafe { y.slice(tokens.start * d..tokens.end * d) };
         dispatch!(isa, gather_sum_rows(
@@ -155,12 +170,18 @@ fn gather_sum(
 
 /// T and A.
 fn check(y: usize, out: usize, pos: &[u32], d: usize) -> (usize, usize) {
-    assert!(d > 0 && y % d == 0 && out == pos.len() * d, "y is (T, D), out (N, D), pos (T, A)");
+    assert!(
+        d > 0 && y % d == 0 && out == pos.len() * d,
+        "y is (T, D), out (N, D), pos (T, A)"
+    );
     let t = y / d;
     let a = pos.len().checked_div(t).unwrap_or(0);
     assert_eq!(a * t, pos.len(), "pos is (T, A)");
     let exists = |&row: &u32| (row as usize) < pos.len();
-    assert!(pos.iter().all(exists), "pos holds a row that does not exist");
+    assert!(
+        pos.iter().all(exists),
+        "pos holds a row that does not exist"
+    );
     (t, a)
 }
 
@@ -190,25 +211,26 @@ unsafe fn gather_sum_rows<S: Simd>(
     adds: bool,
 ) {
     let out = out.as_ptr();
-    for (t, y) in y.chunks_exact_mut(d).enumerate() {
-        let (y, pos) = (y.as_mut_ptr(), &pos[t * a..][..a]);
+    for t in 0..y.len() / d {
+        let pos = &pos[t * a..(t + 1) * a];
         // SAFETY: `i + n <= d`, rows of `out` exist.
         unsafe {
+            let y = y.as_mut_ptr().add(t * d);
             if weights.is_empty() {
                 for_lanes!(S, d, |i, n| {
                     let mut sum = S::splat(0.0);
-                    for &row in pos {
-                        sum = S::add(sum, load::<S>(out.add(row as usize * d + i), n));
+                    for c in 0..a {
+                        sum = S::add(sum, load::<S>(out.add(pos[c] as usize * d + i), n));
                     }
                     put::<S>(y.add(i), sum, n, adds);
                 });
             } else {
-                let weights = &weights[t * a..][..a];
+                let weights = &weights[t * a..(t + 1) * a];
                 for_lanes!(S, d, |i, n| {
                     let mut sum = S::splat(0.0);
-                    for (&row, &w) in pos.iter().zip(weights) {
-                        let row = load::<S>(out.add(row as usize * d + i), n);
-                        sum = S::fma(S::splat(w), row, sum);
+                    for c in 0..a {
+                        let row = load::<S>(out.add(pos[c] as usize * d + i), n);
+                        sum = S::fma(S::splat(weights[c]), row, sum);
                     }
                     put::<S>(y.add(i), sum, n, adds);
                 });
@@ -223,14 +245,18 @@ unsafe fn gather_sum_rows<S: Simd>(
 unsafe fn put<S: Simd>(y: *mut f32, sum: S::V, n: usize, adds: bool) {
     // SAFETY: forwarded to the caller.
     unsafe {
-        let sum = if adds { S::add(load::<S>(y, n), sum) } else { sum };
+        let sum = if adds {
+            S::add(load::<S>(y, n), sum)
+        } else {
+            sum
+        };
         row::store::<S>(y, sum, n);
     }
 }
 
 /// # Safety
-/// As for [`Simd`]; shapes as in [`combine_backward`]; no other thread touches the rows `pos` of dout,
-/// all of which exist.
+/// As for [`Simd`]; shapes as in [`combine_backward`]; no other thread touches the rows `pos` of
+/// dout, all of which exist.
 #[inline(always)]
 unsafe fn backward_rows<S: Simd>(
     dout: *mut f32,
@@ -242,7 +268,7 @@ unsafe fn backward_rows<S: Simd>(
     a: usize,
     d: usize,
 ) {
-    for (choice, dw) in dweights.iter_mut().enumerate() {
+    for choice in 0..pos.len() {
         let at = pos[choice] as usize * d;
         let dy = dy[choice / a * d..][..d].as_ptr();
         // SAFETY: `i + n <= d`, the row exists and is ours.
@@ -254,137 +280,10 @@ unsafe fn backward_rows<S: Simd>(
                 row::store::<S>(dout.add(i), S::mul(w, dy), n);
                 S::fma(dy, load::<S>(out.add(i), n), acc)
             });
-            *dw = row::sum::<S>(dot);
+            dweights[choice] = row::sum::<S>(dot);
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::check::*;
-
-    const SHAPES: [(usize, usize, usize, usize); 5] =
-        [(1, 1, 1, 1), (3, 4, 2, 5), (17, 9, 3, 33), (5, 128, 8, 100), (300, 16, 4, 384)];
-
-    /// A distinct experts for each token.
-    fn choices(t: usize, e: usize, a: usize) -> Vec<u32> {
-        let first = below(t, e, "first");
-        first.iter().flat_map(|&f| (0..a as u32).map(move |i| (f + i * i + i) % e as u32)).collect()
-    }
-
-    fn sorted(cpu: &Cpu, ids: &[u32], e: usize, a: usize) -> (Vec<u32>, Vec<u32>, Vec<u32>) {
-        let out = |len| Guarded::new(&vec![u32::MAX; len], 0xdead);
-        let (mut offsets, mut rows, mut pos) = (out(e + 1), out(ids.len()), out(ids.len()));
-        permute(cpu, &mut offsets, &mut rows, &mut pos, ids, e, a);
-        (offsets.finish(), rows.finish(), pos.finish())
-    }
-
-    #[test]
-    fn permute_is_a_stable_sort_by_expert() {
-        let cpu = Cpu::new(crate::Isa::Portable, 1);
-        for (t, e, a, _) in SHAPES {
-            let ids = choices(t, e, a);
-            let (offsets, rows, pos) = sorted(&cpu, &ids, e, a);
-            let mut order: Vec<usize> = (0..t * a).collect();
-            order.sort_by_key(|&choice| ids[choice]);
-            for (row, &choice) in order.iter().enumerate() {
-                assert_eq!((rows[row], pos[choice]), ((choice / a) as u32, row as u32));
-            }
-            for expert in 0..=e {
-                let before = ids.iter().filter(|&&id| (id as usize) < expert).count();
-                assert_eq!(offsets[expert], before as u32);
-            }
-        }
-    }
-
-    #[test]
-    fn combine_and_unpermute_agree_with_f64() {
-        on_every_isa(|cpu| {
-            for (t, e, a, d) in SHAPES {
-                let (_, _, pos) = sorted(cpu, &choices(t, e, a), e, a);
-                let (out, w) = (normal(t * a * d, "out"), normal(t * a, "w"));
-                let expected = |weight: &dyn Fn(usize) -> f64, start: &[f32]| -> Vec<f64> {
-                    let at = |i: usize, c: usize| f64::from(out[pos[c] as usize * d + i % d]);
-                    let sum = |i: usize| -> f64 {
-                        (i / d * a..(i / d + 1) * a).map(|c| weight(c) * at(i, c)).sum()
-                    };
-                    (0..t * d).map(|i| sum(i) + f64::from(start[i])).collect()
-                };
-                let (zeros, old) = (vec![0.0; t * d], normal(t * d, "old"));
-                let by_weight = |c: usize| f64::from(w[c]);
-
-                let mut y = output(t * d);
-                combine(cpu, &mut y, &out, &pos, &w, d, Store::Overwrite);
-                assert_close(&y.finish(), &expected(&by_weight, &zeros), "combine");
-                let mut y = added(&old);
-                combine(cpu, &mut y, &out, &pos, &w, d, Store::Add);
-                assert_close(&y.finish(), &expected(&by_weight, &old), "combine, added");
-                let mut dx = added(&old);
-                unpermute_add(cpu, &mut dx, &out, &pos, a, d);
-                assert_close(&dx.finish(), &expected(&|_| 1.0, &old), "unpermute_add");
-            }
-        });
-    }
-
-    #[test]
-    fn combine_backward_agrees_with_finite_differences() {
-        on_every_isa(|cpu| {
-            for (t, e, a, d) in [(1, 1, 1, 1), (3, 4, 2, 5), (2, 9, 3, 33)] {
-                let (_, _, pos) = sorted(cpu, &choices(t, e, a), e, a);
-                let (out, w, dy) =
-                    (normal(t * a * d, "out"), normal(t * a, "w"), normal(t * d, "dy"));
-                let total = |out: &[f64], w: &[f64]| -> f64 {
-                    let term = |c: usize, j: usize| {
-                        w[c] * out[pos[c] as usize * d + j] * f64::from(dy[c / a * d + j])
-                    };
-                    (0..t * a).flat_map(|c| (0..d).map(move |j| (c, j))).map(|(c, j)| term(c, j)).sum()
-                };
-                let (out64, w64) = (to_f64(&out), to_f64(&w));
-                let (mut dout, mut dw) = (output(t * a * d), output(t * a));
-                combine_backward(cpu, &mut dout, &mut dw, &dy, &out, &pos, &w, d);
-                let expected = finite_difference(&out64, |out| total(out, &w64));
-                assert_close(&dout.finish(), &expected, "dout");
-                let expected = finite_difference(&w64, |w| total(&out64, w));
-                assert_close(&dw.finish(), &expected, "dw");
-            }
-        });
-    }
-
-    #[test]
-    fn a_token_has_the_same_bits_alone_and_on_any_number_of_threads() {
-        let (t, e, a, d) = (100, 16, 4, 203);
-        let portable = Cpu::new(crate::Isa::Portable, 1);
-        let (_, _, pos) = sorted(&portable, &choices(t, e, a), e, a);
-        let (out, w, dy) = (normal(t * a * d, "out"), normal(t * a, "w"), normal(t * d, "dy"));
-        same_bits_on_any_number_of_threads(|cpu| {
-            let (mut y, mut dx) = (vec![0.0; t * d], normal(t * d, "dx"));
-            combine(cpu, &mut y, &out, &pos, &w, d, Store::Overwrite);
-            unpermute_add(cpu, &mut dx, &out, &pos, a, d);
-            let (mut dout, mut dw) = (vec![0.0; t * a * d], vec![0.0; t * a]);
-            combine_backward(cpu, &mut dout, &mut dw, &dy, &out, &pos, &w, d);
-            // Token 57 alone, its rows in the order of its choices.
-            let rows = &pos[57 * a..58 * a];
-            let own = |x: &[f32]| -> Vec<f32> {
-                rows.iter().flat_map(|&row| x[row as usize * d..][..d].to_vec()).collect()
-            };
-            let (own_pos, own_w) = ([0, 1, 2, 3], &w[57 * a..58 * a]);
-            let (mut y1, mut dout1, mut dw1) = (vec![0.0; d], vec![0.0; a * d], vec![0.0; a]);
-            combine(cpu, &mut y1, &own(&out), &own_pos, own_w, d, Store::Overwrite);
-            let own_dy = &dy[57 * d..58 * d];
-            combine_backward(cpu, &mut dout1, &mut dw1, own_dy, &own(&out), &own_pos, own_w, d);
-            assert_eq!(bits(&y1), bits(&y[57 * d..58 * d]));
-            assert_eq!(bits(&dout1), bits(&own(&dout)));
-            assert_eq!(bits(&dw1), bits(&dw[57 * a..58 * a]));
-            [y, dx, dout, dw].concat()
-        });
-    }
-
-    #[test]
-    #[should_panic(expected = "pos is not a permutation of the rows")]
-    fn two_choices_of_one_row_are_refused() {
-        let cpu = Cpu::new(crate::Isa::Portable, 1);
-        let (mut dout, mut dw) = ([0.0; 2], [0.0; 2]);
-        combine_backward(&cpu, &mut dout, &mut dw, &[1.0; 2], &[1.0; 2], &[1, 1], &[1.0; 2], 1);
-    }
-}
+mod tests;

@@ -7,9 +7,9 @@
 //! heads, key heads, value heads. Source: Su et al. 2021, arXiv:2104.09864; norm before rotation as
 //! published for K-EXAONE. Memory-bound.
 
+use crate::Cpu;
 use crate::pool::SharedMut;
 use crate::simd::Simd;
-use crate::Cpu;
 use std::ops::Range;
 
 /// Tokens whose gain gradients are summed before the sums are.
@@ -126,7 +126,11 @@ unsafe fn normalise_backward<S: Simd>(
             let n = (d - j).min(S::LANES);
             let dyv = S::load_partial(dy.as_ptr().add(j), n);
             let xv = S::load_partial(x.as_ptr().add(j), n);
-            dot = S::fma(S::mul(dyv, S::load_partial(gain.as_ptr().add(j), n)), xv, dot);
+            dot = S::fma(
+                S::mul(dyv, S::load_partial(gain.as_ptr().add(j), n)),
+                xv,
+                dot,
+            );
             let sum = S::load_partial(dgain.as_ptr().add(j), n);
             let sum = S::fma(dyv, S::mul(xv, S::splat(r)), sum);
             S::store_partial(dgain.as_mut_ptr().add(j), sum, n);

@@ -4,9 +4,9 @@
 //! backward  dg_j += dy_j*x_j*r                dx_j = r*(dy_j*g_j - x_j*r^2 * mean_k(dy_k*g_k*x_k))
 //!
 //! Shapes: T tokens, D hidden_size. `rstd` (T) is r, kept for backward. All sums are f32.
-//! Bound by memory: a row is read once from memory (the second sweep finds it in the cache); forward
-//! moves 8TD bytes, with the residual addition 16TD, backward 12TD, or 16TD when it adds.
-//! Source: Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4; eps inside the root as published models do.
+//! Bound by memory: a row is read once from memory (the second sweep finds it in the cache);
+//! forward moves 8TD bytes, with the residual addition 16TD, backward 12TD, or 16TD when it adds.
+//! Source: Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4; eps inside the root as published.
 //!
 //! dg is a sum over rows. Blocks of [`BLOCK_ROWS`] rows each sum their own rows in order, then the
 //! blocks are added in order: neither depends on the number of threads. No subtraction of the mean,
@@ -70,8 +70,8 @@ pub fn forward_residual(
     });
 }
 
-/// dy (T, D), x (T, D), rstd (T), gain (D) -> dx (T, D), dgain (D). Adds to dgain; dx as `store` says
-/// (`Add` for a residual stream that already carries a gradient).
+/// dy (T, D), x (T, D), rstd (T), gain (D) -> dx (T, D), dgain (D). Adds to dgain; dx as `store`
+/// says (`Add` for a residual stream that already carries a gradient).
 pub fn backward(
     cpu: &Cpu,
     dx: &mut [f32],
@@ -141,16 +141,16 @@ unsafe fn forward_rows<S: Simd>(
     eps: f32,
 ) {
     let d = gain.len();
-    for ((y, x), rstd) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(rstd) {
-        let x = x.as_ptr();
+    for t in 0..rstd.len() {
         // SAFETY: `i + n <= d`.
         unsafe {
+            let (y, x) = (y.as_mut_ptr().add(t * d), x.as_ptr().add(t * d));
             let squares = fold_lanes!(S, d, 0.0, |acc, i, n| {
                 let x = load::<S>(x.add(i), n);
                 S::fma(x, x, acc)
             });
-            *rstd = 1.0 / (row::sum::<S>(squares) / d as f32 + eps).sqrt();
-            scale_row::<S>(y.as_mut_ptr(), x, gain, *rstd);
+            rstd[t] = 1.0 / (row::sum::<S>(squares) / d as f32 + eps).sqrt();
+            scale_row::<S>(y, x, gain, rstd[t]);
         }
     }
 }
@@ -167,21 +167,18 @@ unsafe fn forward_residual_rows<S: Simd>(
     eps: f32,
 ) {
     let d = gain.len();
-    let rows = y
-        .chunks_exact_mut(d)
-        .zip(x.chunks_exact_mut(d))
-        .zip(r.chunks_exact(d));
-    for (((y, x), r), rstd) in rows.zip(rstd) {
-        let (x, r) = (x.as_mut_ptr(), r.as_ptr());
+    for t in 0..rstd.len() {
         // SAFETY: `i + n <= d`.
         unsafe {
+            let (y, x) = (y.as_mut_ptr().add(t * d), x.as_mut_ptr().add(t * d));
+            let r = r.as_ptr().add(t * d);
             let squares = fold_lanes!(S, d, 0.0, |acc, i, n| {
                 let sum = S::add(load::<S>(x.add(i), n), load::<S>(r.add(i), n));
                 store::<S>(x.add(i), sum, n);
                 S::fma(sum, sum, acc)
             });
-            *rstd = 1.0 / (row::sum::<S>(squares) / d as f32 + eps).sqrt();
-            scale_row::<S>(y.as_mut_ptr(), x, gain, *rstd);
+            rstd[t] = 1.0 / (row::sum::<S>(squares) / d as f32 + eps).sqrt();
+            scale_row::<S>(y, x, gain, rstd[t]);
         }
     }
 }
@@ -217,7 +214,7 @@ unsafe fn backward_rows<S: Simd>(
 ) {
     let d = gain.len();
     partial.fill(0.0);
-    for (t, &rstd) in rstd.iter().enumerate() {
+    for t in 0..rstd.len() {
         let partial = partial[t / BLOCK_ROWS * d..][..d].as_mut_ptr();
         let dx = dx[t * d..][..d].as_mut_ptr();
         let (dy, x) = (dy[t * d..][..d].as_ptr(), x[t * d..][..d].as_ptr());
@@ -228,8 +225,8 @@ unsafe fn backward_rows<S: Simd>(
                 let dy_gain = S::mul(load::<S>(dy.add(i), n), load::<S>(gain.add(i), n));
                 S::fma(dy_gain, load::<S>(x.add(i), n), acc)
             });
-            let pull = S::splat(-rstd * rstd * (row::sum::<S>(dot) / d as f32));
-            let rstd = S::splat(rstd);
+            let pull = S::splat(-rstd[t] * rstd[t] * (row::sum::<S>(dot) / d as f32));
+            let rstd = S::splat(rstd[t]);
             for_lanes!(S, d, |i, n| {
                 let (dy, x) = (load::<S>(dy.add(i), n), load::<S>(x.add(i), n));
                 let dy_gain = S::mul(dy, load::<S>(gain.add(i), n));

@@ -1,25 +1,26 @@
-//! The router of a sparse layer: sigmoid scores, choice by score plus bias, weights from the scores;
-//! and the balance loss of a sequence.
+//! The router of a sparse layer: sigmoid scores, choice by score plus bias, weights from the
+//! scores; and the balance loss of a sequence.
 //!
 //! forward   s = sigmoid(z)    ids = the A largest of s + bias    u_a = s[ids_a]
 //!           w_a = scale * u_a / (sum_b u_b + 1e-20) if `norm_topk_prob`, else scale * u_a
 //! balance   f_i = E/(A*T_b) * (choices of i)    p_ti = s_ti / sum_j s_tj    P_i = mean_t p_ti
 //!           loss = mean over sequences of alpha * sum_i f_i P_i    c_i = alpha*f_i / (T_b*B)
 //! backward  du_a = scale/U * (dw_a - sum_b dw_b u_b / U), U = sum_b u_b + 1e-20; else scale * dw_a
-//!           ds_i = [i = ids_a] du_a + (c_i - sum_j c_j p_j) / sum_j s_j      dz_i = ds_i s_i (1 - s_i)
+//!           ds_i = [i = ids_a] du_a + (c_i - sum_j c_j p_j) / sum_j s_j
+//!           dz_i = ds_i s_i (1 - s_i)
 //!
-//! Shapes: T tokens, E experts, A experts per token, B sequences, T_b tokens of sequence b. All f32.
+//! Shapes: T tokens, E experts, A experts per token, B sequences, T_b tokens of b. All f32.
 //! The bias takes part in the choice only and has no gradient; f is a count and has none either.
-//! Ties go to the lower index; ids and weights are ordered best first (by s + bias). The choice keeps
-//! its A best while it walks the experts, and skips a vector of them whose largest would not enter.
+//! Ties go to the lower index; ids and weights are ordered best first (by s + bias). The choice is
+//! A rounds of a vector maximum: without a branch on the data, which a partial sort cannot avoid.
 //! Bound by memory: forward moves 8TE bytes, backward as many.
-//! Source: DeepSeek-V3, arXiv:2412.19437, eq. 12-20; the 1e-20 and the order of the operations on the
-//! weights as in the published model code of K-EXAONE. No groups of experts (`n_group` is 1).
+//! Source: DeepSeek-V3, arXiv:2412.19437, eq. 12-20; the 1e-20 and the order of the operations on
+//! the weights as in the published model code of K-EXAONE. No groups of experts (`n_group` is 1).
 
+use crate::Cpu;
 use crate::pool::SharedMut;
 use crate::row::{self, fold_lanes, for_lanes, load, store};
 use crate::simd::{Simd, sigmoid};
-use crate::Cpu;
 use std::cell::RefCell;
 
 /// Sizes and rules of a router.
@@ -35,10 +36,15 @@ pub struct RouterShape {
     pub routed_scaling_factor: f32,
 }
 
+/// Lanes of the widest instruction set.
+const MAX_LANES: usize = 16;
+
 /// Keeps the sum of the chosen scores from being zero.
 const SUM_EPS: f32 = 1e-20;
 
 thread_local! {
+    /// s + bias of one token, in whole vectors; the chosen and the padding are -inf.
+    static VALUES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
     /// Sums of p over the tokens of each sequence (B, E).
     static PROBS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
@@ -55,7 +61,10 @@ pub fn forward(
 ) {
     let (e, a) = (shape.num_experts, shape.num_experts_per_tok);
     let t = check(logits, topk_ids, topk_weights.len(), shape);
-    assert!(bias.len() == e && scores.len() == t * e, "bias is (E), scores (T, E)");
+    assert!(
+        bias.len() == e && scores.len() == t * e,
+        "bias is (E), scores (T, E)"
+    );
     let isa = cpu.isa();
     let scores = SharedMut::new(scores);
     let (ids, weights) = (SharedMut::new(topk_ids), SharedMut::new(topk_weights));
@@ -64,12 +73,19 @@ pub fn forward(
         let chosen = tokens.start * a..tokens.end * a;
         let logits = &logits[all.clone()];
         // SAFETY: ranges of tokens are disjoint.
-        let (scores, ids, weights) =
-            unsafe { (scores.slice(all), ids.slice(chosen.clone()), weights.slice(chosen)) };
-        dispatch!(isa, forward_rows(
-            scores: &mut [f32], ids: &mut [u32], weights: &mut [f32], logits: &[f32],
-            bias: &[f32], shape: RouterShape,
-        ));
+        let (scores, ids, weights) = unsafe {
+            (
+                scores.slice(all),
+                ids.slice(chosen.clone()),
+                weights.slice(chosen),
+            )
+        };
+        row::with_scratch(&VALUES, e.next_multiple_of(MAX_LANES), |values| {
+            dispatch!(isa, forward_rows(
+                scores: &mut [f32], ids: &mut [u32], weights: &mut [f32], values: &mut [f32],
+                logits: &[f32], bias: &[f32], shape: RouterShape,
+            ));
+        });
     });
 }
 
@@ -111,8 +127,9 @@ pub fn balance_loss(
             for &id in &topk_ids[cu_seqlens[b] as usize * a..][..len * a] {
                 coeff[id as usize] += 1.0;
             }
-            let per_choice =
-                f64::from(alpha) * e as f64 / (a * len).max(1) as f64 / (len.max(1) * num_seqs) as f64;
+            let per_choice = f64::from(alpha) * e as f64
+                / (a * len).max(1) as f64
+                / (len.max(1) * num_seqs) as f64;
             for (c, &p) in coeff.iter_mut().zip(&probs[b * e..]) {
                 *c = (f64::from(*c) * per_choice) as f32;
                 loss += f64::from(*c) * f64::from(p);
@@ -175,7 +192,10 @@ fn check(scores: &[f32], topk_ids: &[u32], weights: usize, shape: RouterShape) -
     assert!(0 < a && a <= e, "1 <= A <= E");
     let t = scores.len() / e;
     assert!(scores.len() == t * e, "scores and logits are (T, E)");
-    assert!(topk_ids.len() == t * a && weights == t * a, "ids and weights are (T, A)");
+    assert!(
+        topk_ids.len() == t * a && weights == t * a,
+        "ids and weights are (T, A)"
+    );
     t
 }
 
@@ -191,59 +211,102 @@ fn check_sequences(cu_seqlens: &[u32], t: usize) -> usize {
 }
 
 /// # Safety
-/// As for [`Simd`]; shapes as in [`forward`].
+/// As for [`Simd`]; shapes as in [`forward`]; E values in whole vectors.
 #[inline(always)]
 unsafe fn forward_rows<S: Simd>(
     scores: &mut [f32],
     ids: &mut [u32],
     weights: &mut [f32],
+    values: &mut [f32],
     logits: &[f32],
     bias: &[f32],
     shape: RouterShape,
 ) {
     let (e, a) = (shape.num_experts, shape.num_experts_per_tok);
-    let rows = scores.chunks_exact_mut(e).zip(logits.chunks_exact(e));
-    let chosen = ids.chunks_exact_mut(a).zip(weights.chunks_exact_mut(a));
-    for ((s, z), (ids, weights)) in rows.zip(chosen) {
-        let mut filled = 0;
-        // SAFETY: `i + n <= e`.
+    for t in 0..logits.len() / e {
+        let s = &mut scores[t * e..(t + 1) * e];
+        let ids = &mut ids[t * a..(t + 1) * a];
+        // SAFETY: `i + n <= e`, and `values` has room for whole vectors.
         unsafe {
+            let z = logits.as_ptr().add(t * e);
             for_lanes!(S, e, |i, n| {
-                let score = sigmoid::<S>(load::<S>(z.as_ptr().add(i), n));
+                let score = sigmoid::<S>(load::<S>(z.add(i), n));
                 store::<S>(s.as_mut_ptr().add(i), score, n);
                 let value = S::add(score, load::<S>(bias.as_ptr().add(i), n));
-                if filled < a || S::reduce_max(value) > weights[a - 1] {
-                    for idx in i..i + n {
-                        insert(ids, weights, &mut filled, idx, s[idx] + bias[idx]);
-                    }
-                }
+                S::store(
+                    values.as_mut_ptr().add(i),
+                    row::keep::<S>(value, n, f32::NEG_INFINITY),
+                );
             });
+            for slot in 0..a {
+                let id = match best::<S>(values, e) {
+                    Some(id) => id,
+                    None => first_free(&ids[..slot]),
+                };
+                ids[slot] = id;
+                values[id as usize] = f32::NEG_INFINITY;
+            }
         }
-        let sum = ids.iter().map(|&id| s[id as usize]).sum::<f32>() + SUM_EPS;
-        for (w, &id) in weights.iter_mut().zip(&*ids) {
-            let share = if shape.norm_topk_prob { s[id as usize] / sum } else { s[id as usize] };
-            *w = share * shape.routed_scaling_factor;
+        let divisor = if shape.norm_topk_prob {
+            chosen_sum(s, ids)
+        } else {
+            1.0
+        };
+        for choice in 0..a {
+            let share = s[ids[choice] as usize] / divisor;
+            weights[t * a + choice] = share * shape.routed_scaling_factor;
         }
     }
 }
 
-/// Puts expert `idx` among the best so far, behind all that are at least as good; `values` holds
-/// what they were chosen by.
+/// The lowest index of the largest value; none when all are -inf or NaN. Indices travel as negative
+/// f32, exact up to 2^24, so that the lowest is the maximum.
+///
+/// # Safety
+/// As for [`Simd`]; `values` has `e` values in whole vectors.
 #[inline(always)]
-fn insert(ids: &mut [u32], values: &mut [f32], filled: &mut usize, idx: usize, value: f32) {
-    let mut at = *filled;
-    if at < ids.len() {
-        *filled += 1;
-    } else if value > values[at - 1] {
-        at -= 1;
-    } else {
-        return;
+unsafe fn best<S: Simd>(values: &[f32], e: usize) -> Option<u32> {
+    const MINUS_IDX: [f32; MAX_LANES] = [
+        0., -1., -2., -3., -4., -5., -6., -7., -8., -9., -10., -11., -12., -13., -14., -15.,
+    ];
+    const { assert!(S::LANES <= MAX_LANES) };
+    // SAFETY: whole vectors, by the contract above.
+    unsafe {
+        let lowest = S::splat(f32::NEG_INFINITY);
+        let (mut largest, mut minus_idx) = (lowest, lowest);
+        let mut at = S::load(MINUS_IDX.as_ptr());
+        let mut i = 0;
+        while i < e {
+            let value = S::load(values.as_ptr().add(i));
+            minus_idx = S::select_lt(largest, value, at, minus_idx);
+            largest = S::select_lt(largest, value, value, largest);
+            at = S::sub(at, S::splat(S::LANES as f32));
+            i += S::LANES;
+        }
+        let max = S::splat(S::reduce_max(largest));
+        let found = S::reduce_max(S::select_lt(largest, max, lowest, minus_idx));
+        (found > f32::NEG_INFINITY).then_some(-found as u32)
     }
-    while at > 0 && value > values[at - 1] {
-        (values[at], ids[at]) = (values[at - 1], ids[at - 1]);
-        at -= 1;
+}
+
+/// The lowest expert that is not among `ids`.
+#[cold]
+fn first_free(ids: &[u32]) -> u32 {
+    let mut id = 0;
+    while ids.contains(&id) {
+        id += 1;
     }
-    (values[at], ids[at]) = (value, idx as u32);
+    id
+}
+
+/// The sum of the scores of the chosen, kept from zero.
+#[inline(always)]
+fn chosen_sum(scores: &[f32], ids: &[u32]) -> f32 {
+    let mut sum = 0.0;
+    for &id in ids {
+        sum += scores[id as usize];
+    }
+    sum + SUM_EPS
 }
 
 /// # Safety
@@ -253,10 +316,10 @@ unsafe fn sum_probs<S: Simd>(probs: &mut [f32], scores: &[f32]) {
     let e = probs.len();
     probs.fill(0.0);
     let probs = probs.as_mut_ptr();
-    for s in scores.chunks_exact(e) {
-        let s = s.as_ptr();
+    for t in 0..scores.len() / e {
         // SAFETY: `i + n <= e`.
         unsafe {
+            let s = scores.as_ptr().add(t * e);
             let total = row::sum::<S>(fold_lanes!(S, e, 0.0, |acc, i, n| {
                 S::add(acc, load::<S>(s.add(i), n))
             }));
@@ -283,7 +346,12 @@ unsafe fn backward_row<S: Simd>(
     if coeff.is_empty() {
         dlogits.fill(0.0);
     } else {
-        let (e, dz, s, c) = (scores.len(), dlogits.as_mut_ptr(), scores.as_ptr(), coeff.as_ptr());
+        let (e, dz, s, c) = (
+            scores.len(),
+            dlogits.as_mut_ptr(),
+            scores.as_ptr(),
+            coeff.as_ptr(),
+        );
         // SAFETY: `i + n <= e`.
         unsafe {
             let total = row::sum::<S>(fold_lanes!(S, e, 0.0, |acc, i, n| {
@@ -301,16 +369,21 @@ unsafe fn backward_row<S: Simd>(
             });
         }
     }
-    let score = |id: u32| scores[id as usize];
-    let sum = ids.iter().map(|&id| score(id)).sum::<f32>() + SUM_EPS;
-    let dot: f32 = ids.iter().zip(dweights).map(|(&id, &dw)| dw * score(id)).sum();
-    for (&id, &dw) in ids.iter().zip(dweights) {
-        let du = if shape.norm_topk_prob { (dw - dot / sum) / sum } else { dw };
-        let s = score(id);
-        dlogits[id as usize] += shape.routed_scaling_factor * du * (s * (1.0 - s));
+    let sum = chosen_sum(scores, ids);
+    let mut dot = 0.0;
+    for choice in 0..ids.len() {
+        dot += dweights[choice] * scores[ids[choice] as usize];
+    }
+    for choice in 0..ids.len() {
+        let (id, dw) = (ids[choice] as usize, dweights[choice]);
+        let du = if shape.norm_topk_prob {
+            (dw - dot / sum) / sum
+        } else {
+            dw
+        };
+        dlogits[id] += shape.routed_scaling_factor * du * (scores[id] * (1.0 - scores[id]));
     }
 }
 
 #[cfg(test)]
-#[path = "router_tests.rs"]
 mod tests;

@@ -1,8 +1,8 @@
 //! Sweeps over one row, shared by the ops that are bound by memory.
 //!
-//! A row of `len` values is walked in steps of `LANES`; the tail takes the same instructions through
-//! `load_partial` and `store_partial`. A reduction runs in four chains, so that the latency of an
-//! addition is hidden, and its order follows from `len` and the instruction set alone.
+//! A row of `len` values is walked in steps of `LANES`; the tail takes the same instructions
+//! through `load_partial` and `store_partial`. A reduction runs in four chains, so that the latency of
+//! an addition is hidden, and its order follows from `len` and the instruction set alone.
 //!
 //! The sweeps are macros and not functions of a closure: a closure is a function of its own without
 //! the caller's target features, and whether it is inlined is up to the optimizer.
@@ -58,8 +58,8 @@ macro_rules! fold_lanes {
 
 pub(crate) use {fold_lanes, for_lanes};
 
-/// Values below which a second thread costs more than it brings: at some 20 GB/s a core they take as
-/// long as waking a spinning thread, about a microsecond or two.
+/// Values below which a second thread costs more than it brings: at some 20 GB/s a core they take
+/// as long as waking a spinning thread, about a microsecond or two.
 const MIN_VALUES_PER_THREAD: usize = 8192;
 
 /// Rows of `width` values that a thread takes at least.
@@ -93,7 +93,13 @@ pub(crate) fn with_scratch<T: Copy + Default, R>(
 #[inline(always)]
 pub(crate) unsafe fn load<S: Simd>(p: *const f32, n: usize) -> S::V {
     // SAFETY: forwarded to the caller.
-    unsafe { if n == S::LANES { S::load(p) } else { S::load_partial(p, n) } }
+    unsafe {
+        if n == S::LANES {
+            S::load(p)
+        } else {
+            S::load_partial(p, n)
+        }
+    }
 }
 
 /// Writes the first `n <= LANES` values.
@@ -103,7 +109,13 @@ pub(crate) unsafe fn load<S: Simd>(p: *const f32, n: usize) -> S::V {
 #[inline(always)]
 pub(crate) unsafe fn store<S: Simd>(p: *mut f32, v: S::V, n: usize) {
     // SAFETY: forwarded to the caller.
-    unsafe { if n == S::LANES { S::store(p, v) } else { S::store_partial(p, v, n) } }
+    unsafe {
+        if n == S::LANES {
+            S::store(p, v)
+        } else {
+            S::store_partial(p, v, n)
+        }
+    }
 }
 
 /// The first `n` lanes of `v`, `fill` in the others.
@@ -112,8 +124,9 @@ pub(crate) unsafe fn store<S: Simd>(p: *mut f32, v: S::V, n: usize) {
 /// As for [`Simd`].
 #[inline(always)]
 pub(crate) unsafe fn keep<S: Simd>(v: S::V, n: usize, fill: f32) -> S::V {
-    const IDX: [f32; 16] =
-        [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
+    const IDX: [f32; 16] = [
+        0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.,
+    ];
     const { assert!(S::LANES <= IDX.len()) };
     // SAFETY: forwarded to the caller; `IDX` has at least `LANES` values.
     unsafe {
@@ -162,7 +175,11 @@ pub(crate) unsafe fn add_assign<S: Simd>(dst: &mut [f32], src: &[f32]) {
     // SAFETY: `i + n <= len`.
     unsafe {
         for_lanes!(S, len, |i, n| {
-            store::<S>(dst.add(i), S::add(load::<S>(dst.add(i), n), load::<S>(src.add(i), n)), n);
+            store::<S>(
+                dst.add(i),
+                S::add(load::<S>(dst.add(i), n), load::<S>(src.add(i), n)),
+                n,
+            );
         });
     }
 }

@@ -6,12 +6,12 @@
 //! Shapes: R rows (tokens, or rows routed to experts), F intermediate; gate_up (R, 2F) holds the F
 //! gate columns, then the F up columns of each row, as one product writes them.
 //! Bound by memory: forward moves 12RF bytes, backward 20RF.
-//! Source: Shazeer 2020, arXiv:2002.05202, eq. 6 (Swish with beta 1), without the three projections.
+//! Source: Shazeer 2020, arXiv:2002.05202, eq. 6 (Swish with beta 1) without the projections.
 
+use crate::Cpu;
 use crate::pool::SharedMut;
 use crate::row::{self, for_lanes, load, store};
 use crate::simd::{Simd, sigmoid};
-use crate::Cpu;
 
 /// gate_up (R, 2F) -> h (R, F).
 pub fn forward(cpu: &Cpu, h: &mut [f32], gate_up: &[f32], f: usize) {
@@ -56,10 +56,10 @@ fn check(h: usize, gate_up: usize, f: usize) -> usize {
 /// As for [`Simd`]; shapes as in [`forward`].
 #[inline(always)]
 unsafe fn forward_rows<S: Simd>(h: &mut [f32], gate_up: &[f32], f: usize) {
-    for (h, gate_up) in h.chunks_exact_mut(f).zip(gate_up.chunks_exact(2 * f)) {
-        let (h, gate) = (h.as_mut_ptr(), gate_up.as_ptr());
+    for r in 0..h.len() / f {
         // SAFETY: `i + n <= f`.
         unsafe {
+            let (h, gate) = (h.as_mut_ptr().add(r * f), gate_up.as_ptr().add(r * 2 * f));
             let up = gate.add(f);
             for_lanes!(S, f, |i, n| {
                 let g = load::<S>(gate.add(i), n);
@@ -74,13 +74,11 @@ unsafe fn forward_rows<S: Simd>(h: &mut [f32], gate_up: &[f32], f: usize) {
 /// As for [`Simd`]; shapes as in [`backward`].
 #[inline(always)]
 unsafe fn backward_rows<S: Simd>(dgate_up: &mut [f32], dh: &[f32], gate_up: &[f32], f: usize) {
-    let rows = dgate_up
-        .chunks_exact_mut(2 * f)
-        .zip(gate_up.chunks_exact(2 * f));
-    for ((dgate_up, gate_up), dh) in rows.zip(dh.chunks_exact(f)) {
-        let (dgate, gate, dh) = (dgate_up.as_mut_ptr(), gate_up.as_ptr(), dh.as_ptr());
+    for r in 0..dh.len() / f {
         // SAFETY: `i + n <= f`.
         unsafe {
+            let dgate = dgate_up.as_mut_ptr().add(r * 2 * f);
+            let (gate, dh) = (gate_up.as_ptr().add(r * 2 * f), dh.as_ptr().add(r * f));
             let (dup, up) = (dgate.add(f), gate.add(f));
             let one = S::splat(1.0);
             for_lanes!(S, f, |i, n| {

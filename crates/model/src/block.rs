@@ -41,7 +41,7 @@ pub struct Block {
 }
 
 enum FeedForward {
-    Dense(Mlp),
+    Dense(Box<Mlp>),
     Sparse(Box<Moe>),
 }
 
@@ -108,7 +108,7 @@ impl Block {
         let feed_forward = match spans.mlp {
             MlpSpans::Dense(spans) => {
                 let f = config.intermediate_size;
-                FeedForward::Dense(Mlp::new(device, compute, spans, f, d, trains))
+                FeedForward::Dense(Box::new(Mlp::new(device, compute, spans, f, d, trains)))
             }
             MlpSpans::Sparse {
                 router,

@@ -398,14 +398,14 @@ impl ModelConfig {
                 "0 or 1",
             ));
         }
-        if !(self.rms_norm_eps > 0.0) {
+        if self.rms_norm_eps.is_nan() || self.rms_norm_eps <= 0.0 {
             return Err(wrong(
                 "rms_norm_eps",
                 self.rms_norm_eps,
                 "a positive number",
             ));
         }
-        if !(self.rope_theta > 0.0) {
+        if self.rope_theta.is_nan() || self.rope_theta <= 0.0 {
             return Err(wrong("rope_theta", self.rope_theta, "a positive number"));
         }
         Ok(())

@@ -169,6 +169,12 @@ struct MtpState {
     dconcat: Tensor, // (T, 2D)
 }
 
+/// Chosen experts (T, A), best first, of each sparse layer, with the layer's index.
+pub type Routing = Vec<(usize, Vec<u32>)>;
+
+/// Logits (T, V), those of the prediction layer (T, V) where there is one, and the routing.
+pub type Outputs = (Tensor, Option<Tensor>, Routing);
+
 impl Transformer {
     /// The model of a configuration with the given parameters, in the order of its layout.
     ///
@@ -574,12 +580,7 @@ impl Transformer {
 
     /// All logits (T, V) of a batch, those of the prediction layer (T, V) where there is one, and the
     /// chosen experts (T, A) of each sparse layer with its index. For evaluation on small batches.
-    pub fn logits(
-        &mut self,
-        device: &Device,
-        state: &mut TrainState,
-        batch: &Batch,
-    ) -> (Tensor, Option<Tensor>, Vec<(usize, Vec<u32>)>) {
+    pub fn logits(&mut self, device: &Device, state: &mut TrainState, batch: &Batch) -> Outputs {
         let shape = [batch.ids.len(), self.config.vocab_size];
         self.forward(device, state, batch, 0.0);
         let mut logits = Tensor::zeros(device, &shape);
@@ -597,7 +598,7 @@ impl Transformer {
     }
 
     /// Chosen experts (T, A), best first, of each sparse layer in the last forward pass.
-    fn routing(&self, state: &TrainState) -> Vec<(usize, Vec<u32>)> {
+    fn routing(&self, state: &TrainState) -> Routing {
         let layers = state.kept.iter().enumerate();
         layers
             .filter_map(|(l, kept)| Some((l, kept.routing()?.0.host().to_vec())))

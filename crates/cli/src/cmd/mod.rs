@@ -1,0 +1,4 @@
+//! One file per subcommand: its arguments, and `run`.
+
+pub(crate) mod inspect;
+pub(crate) mod logits;

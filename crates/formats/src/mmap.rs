@@ -1,0 +1,127 @@
+//! The system calls that need `unsafe`: a file as read-only memory, and the free space of a disk.
+//!
+//! Whoever shortens a file while it is mapped ends this process with SIGBUS. Files of this project
+//! are written under a temporary name and renamed, never changed in place, so that only foreign
+//! programs could do that; the ledger and metrics files, which do grow, are read and not mapped.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use crate::error::FileError;
+
+/// The bytes of a file, mapped read-only.
+#[derive(Debug)]
+pub struct Mmap {
+    map: Option<memmap2::Mmap>, // None: an empty file, which cannot be mapped
+}
+
+impl Mmap {
+    /// Maps the whole of `path`.
+    pub fn open(path: &Path) -> Result<Mmap, FileError> {
+        // Asked before opening: opening a named pipe would wait for its writer.
+        let found = std::fs::metadata(path).map_err(|e| FileError::io("read", path, e))?;
+        if !found.is_file() {
+            return Err(FileError::NotAFile {
+                path: path.to_path_buf(),
+            });
+        }
+        let file = File::open(path).map_err(|e| FileError::io("read", path, e))?;
+        let len = file
+            .metadata()
+            .map_err(|e| FileError::io("read", path, e))?
+            .len();
+        if len == 0 {
+            return Ok(Mmap { map: None });
+        }
+        // SAFETY: the map is read-only and private; that nobody shortens or rewrites the file
+        // meanwhile is the convention told in the module header.
+        let map = unsafe { memmap2::Mmap::map(&file) };
+        Ok(Mmap {
+            map: Some(map.map_err(|e| FileError::io("map", path, e))?),
+        })
+    }
+
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        self.map.as_deref().unwrap_or(&[])
+    }
+
+    /// `range` (in bytes) as little-endian words; None when out of bounds or not on word borders.
+    pub fn u32s(&self, range: Range<usize>) -> Option<&[u32]> {
+        // SAFETY: every bit pattern is a u32; `align_to` sees to alignment.
+        let (before, words, after) = unsafe { self.bytes().get(range)?.align_to::<u32>() };
+        (before.is_empty() && after.is_empty()).then_some(words)
+    }
+
+    /// As [`Mmap::u32s`], for words of eight bytes.
+    pub fn u64s(&self, range: Range<usize>) -> Option<&[u64]> {
+        // SAFETY: every bit pattern is a u64; `align_to` sees to alignment.
+        let (before, words, after) = unsafe { self.bytes().get(range)?.align_to::<u64>() };
+        (before.is_empty() && after.is_empty()).then_some(words)
+    }
+}
+
+/// Bytes that this process may still write on the disk of `path`, which must exist.
+pub fn free_bytes(path: &Path) -> Result<u64, FileError> {
+    let name = CString::new(path.as_os_str().as_bytes())
+        .map_err(|_| FileError::io("look at", path, io::ErrorKind::InvalidInput.into()))?;
+    let mut stat = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
+    // SAFETY: `name` ends with NUL and `stat` is writable memory of the right type.
+    let answer = unsafe { libc::statvfs(name.as_ptr(), stat.as_mut_ptr()) };
+    if answer != 0 {
+        return Err(FileError::io("look at", path, io::Error::last_os_error()));
+    }
+    // SAFETY: the call succeeded and filled it in; all-zero would be valid too.
+    let stat = unsafe { stat.assume_init() };
+    #[expect(
+        clippy::unnecessary_cast,
+        reason = "both fields are narrower on some systems"
+    )]
+    Ok((stat.f_bavail as u64).saturating_mul(stat.f_frsize as u64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_file_maps_to_no_bytes() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let map = Mmap::open(file.path()).unwrap();
+        assert!(map.bytes().is_empty());
+        assert_eq!(map.u32s(0..0), Some(&[][..]));
+        assert!(map.u32s(0..4).is_none());
+    }
+
+    #[test]
+    fn words_off_their_borders_are_refused() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), [1u8, 0, 0, 0, 2, 0, 0, 0, 9]).unwrap();
+        let map = Mmap::open(file.path()).unwrap();
+        assert_eq!(map.u32s(0..8), Some(&[1u32, 2][..]));
+        assert!(map.u32s(1..5).is_none() && map.u32s(0..7).is_none() && map.u64s(4..12).is_none());
+    }
+
+    #[test]
+    fn a_directory_is_not_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(matches!(
+            Mmap::open(dir.path()),
+            Err(FileError::NotAFile { .. })
+        ));
+    }
+
+    #[test]
+    fn the_disk_of_a_directory_has_a_free_figure() {
+        assert!(free_bytes(&std::env::temp_dir()).unwrap() > 0);
+        assert!(
+            free_bytes(Path::new("/no/such/place"))
+                .unwrap_err()
+                .is_not_found()
+        );
+    }
+}

@@ -1,0 +1,154 @@
+//! Matrix products. Bounds: a sum of k products of standard normal factors, each rounded once, is off by
+//! at most k * 2^-23 of its absolute sum; the factors of bf16 are rounded before the oracle sees them.
+
+use super::{normal, on_every_isa};
+use dokja_kernels_cpu::Store;
+use dokja_kernels_cpu::gemm::{Compute, Packed, matmul, matmul_tn};
+use dokja_kernels_cpu::grouped_gemm::{grouped_matmul, grouped_matmul_tn};
+use half::bf16;
+
+/// (m, n, k): one, odd, around tile and panel borders, and one of a real layer.
+const SIZES: [(usize, usize, usize); 8] = [
+    (1, 1, 1),
+    (3, 5, 7),
+    (12, 32, 16),
+    (13, 33, 17),
+    (25, 31, 65),
+    (1, 640, 384),
+    (64, 100, 3),
+    (130, 96, 384),
+];
+
+fn rounded(x: &[f32], compute: Compute) -> Vec<f64> {
+    let round = |&v: &f32| match compute {
+        Compute::F32 => f64::from(v),
+        Compute::Bf16 => bf16::from_f32(v).to_f64(),
+    };
+    x.iter().map(round).collect()
+}
+
+fn close(got: f32, expected: f64, absolute: f64, k: usize, what: &str) {
+    let bound = (k + 2) as f64 * absolute * 2f64.powi(-23) + 1e-30;
+    assert!(
+        (f64::from(got) - expected).abs() <= bound,
+        "{what}: {got} against {expected}"
+    );
+}
+
+#[test]
+fn products_agree_with_f64_loops_and_stay_inside_their_output() {
+    on_every_isa(2, |cpu| {
+        for compute in [Compute::F32, Compute::Bf16] {
+            for (m, n, k) in SIZES {
+                let (x, w) = (normal(m * k, "x"), normal(n * k, "w"));
+                let wt: Vec<f32> = (0..k * n).map(|i| w[i % n * k + i / n]).collect();
+                let mut packed = Packed::new(cpu.isa(), compute, n, k);
+                packed.pack(cpu, &w);
+                let mut same = Packed::new(cpu.isa(), compute, n, k);
+                same.pack_transposed(cpu, &wt);
+                let (xr, wr) = (rounded(&x, compute), rounded(&w, compute));
+                for store in [Store::Overwrite, Store::Add] {
+                    let mut y = vec![7.5f32; m * n + 2];
+                    matmul(cpu, &mut y[1..=m * n], &x, &packed, store);
+                    assert_eq!((y[0], y[m * n + 1]), (7.5, 7.5), "sentinels");
+                    let mut again = vec![7.5f32; m * n];
+                    matmul(cpu, &mut again, &x, &same, store);
+                    assert!(again == y[1..=m * n], "both packings give the same panels");
+                    let start = if store == Store::Add { 7.5 } else { 0.0 };
+                    for i in 0..m {
+                        for j in 0..n {
+                            let products = (0..k).map(|l| xr[i * k + l] * wr[j * k + l]);
+                            let (sum, absolute) =
+                                products.fold((start, start), |(s, a), p| (s + p, a + p.abs()));
+                            let what = format!("{} {compute:?} {m}x{n}x{k}", cpu.isa().name());
+                            close(y[1 + i * n + j], sum, absolute, k, &what);
+                        }
+                    }
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn a_row_has_the_same_bits_alone_in_a_batch_and_in_a_group() {
+    on_every_isa(3, |cpu| {
+        let (m, n, k) = (131, 70, 45);
+        let (x, w) = (normal(m * k, "x"), normal(n * k, "w"));
+        for compute in [Compute::F32, Compute::Bf16] {
+            let mut packed = Packed::new(cpu.isa(), compute, n, k);
+            packed.pack(cpu, &w);
+            let mut all = vec![0.0; m * n];
+            matmul(cpu, &mut all, &x, &packed, Store::Overwrite);
+            for i in [0, 1, 64, 130] {
+                let mut alone = vec![0.0; n];
+                matmul(
+                    cpu,
+                    &mut alone,
+                    &x[i * k..(i + 1) * k],
+                    &packed,
+                    Store::Overwrite,
+                );
+                assert!(alone == all[i * n..(i + 1) * n], "row {i}");
+            }
+            // The same rows, gathered in reverse into three groups of which one is empty.
+            let mut other = Packed::new(cpu.isa(), compute, n, k);
+            other.pack(cpu, &w);
+            let mut third = Packed::new(cpu.isa(), compute, n, k);
+            third.pack(cpu, &w);
+            let rows: Vec<u32> = (0..m as u32).rev().collect();
+            let offsets = [0, 40, 40, m as u32];
+            let mut grouped = vec![0.0; m * n];
+            let group = [packed, other, third];
+            grouped_matmul(
+                cpu,
+                &mut grouped,
+                &x,
+                Some(&rows),
+                &offsets,
+                &group,
+                Store::Overwrite,
+            );
+            for i in 0..m {
+                assert!(grouped[i * n..(i + 1) * n] == all[(m - 1 - i) * n..(m - i) * n]);
+            }
+        }
+    });
+}
+
+#[test]
+fn weight_gradients_add_the_product_of_each_row() {
+    on_every_isa(2, |cpu| {
+        for compute in [Compute::F32, Compute::Bf16] {
+            for (m, p, q) in [(1, 1, 1), (5, 3, 7), (300, 13, 33), (513, 25, 40)] {
+                let (a, b) = (normal(m * p, "a"), normal(m * q, "b"));
+                let (ar, br) = (rounded(&a, compute), rounded(&b, compute));
+                let mut c = vec![1.0; p * q];
+                matmul_tn(cpu, compute, &mut c, &a, &b, m);
+                let mut grouped = vec![1.0; 2 * p * q];
+                let offsets = [0, m as u32, m as u32];
+                grouped_matmul_tn(
+                    cpu,
+                    compute,
+                    &mut grouped,
+                    &a,
+                    None,
+                    &b,
+                    None,
+                    &offsets,
+                    p,
+                    q,
+                );
+                assert!(grouped[..p * q] == c && grouped[p * q..].iter().all(|&v| v == 1.0));
+                for i in 0..p {
+                    for j in 0..q {
+                        let products = (0..m).map(|l| ar[l * p + i] * br[l * q + j]);
+                        let (sum, absolute) =
+                            products.fold((1.0, 1.0), |(s, a), p| (s + p, a + p.abs()));
+                        close(c[i * q + j], sum, absolute, m, cpu.isa().name());
+                    }
+                }
+            }
+        }
+    });
+}
