@@ -1,55 +1,59 @@
-//! The register tile: up to TILE_ROWS rows by two vectors of columns, over a stretch of the depth.
-//!
-//! Both operands lie in memory as *words* of four bytes: one f32, or one pair of bf16 values that are
-//! neighbours along the depth. A *step* is one word of depth, which is one value (f32) or two (bf16).
+//! The register tile: up to TILE_ROWS rows by two vectors, over all of k.
 
+use super::pack::Packed;
+use crate::Store;
 use crate::simd::Simd;
 use half::bf16;
 
-/// What a word holds, and how words are multiplied.
+/// How factors lie in memory and are multiplied: plain f32, or pairs of bf16.
 pub(super) trait Factor<S: Simd> {
-    /// A vector of words.
+    type Elem: Copy;
+    /// The vector loaded from a panel, or a broadcast factor.
     type Operand: Copy;
-    /// Values of depth in a word.
+    /// Values of k that one instruction takes.
     const STEP: usize;
 
-    /// A vector of words of the right operand.
-    unsafe fn load(p: *const u32) -> Self::Operand;
-    /// One word of the left operand in every lane.
-    unsafe fn splat(p: *const u32) -> Self::Operand;
-    /// acc + a b, over the values of a word.
+    unsafe fn load(p: *const Self::Elem) -> Self::Operand;
+    unsafe fn splat(p: *const Self::Elem) -> Self::Operand;
     unsafe fn madd(acc: S::V, a: Self::Operand, b: Self::Operand) -> S::V;
-    /// Words of `k` consecutive values; an odd last value is paired with zero. `out` has room for 16
-    /// words more than are made.
-    unsafe fn words_of_row(out: *mut u32, x: *const f32, k: usize);
-    /// Words of `width` columns: from `first` alone, or from the pairs of `first` and `second`; without
-    /// a second row (null) the other half is zero.
-    unsafe fn words_of_columns(
-        out: *mut u32,
-        first: *const f32,
-        second: *const f32,
+    /// Where a panel starts.
+    unsafe fn panel(b: &Packed, offset: usize) -> *const Self::Elem;
+    /// Writes row `r` of a tile of `count` rows from k values; `line` has room for k + 2 vectors.
+    unsafe fn pack_row(
+        tile: *mut Self::Elem,
+        r: usize,
+        count: usize,
+        x: *const f32,
+        k: usize,
+        line: *mut f32,
+    );
+    /// Writes step `i` of `width` columns from one or two rows of f32 (the second may be absent),
+    /// zero beyond `cols`.
+    unsafe fn pack_step(
+        out: *mut Self::Elem,
         width: usize,
+        rows: [Option<*const f32>; 2],
+        cols: usize,
     );
 }
 
-/// One f32 a word.
 pub(super) struct F32;
-/// Two bf16 a word.
 pub(super) struct Bf16;
 
 impl<S: Simd> Factor<S> for F32 {
+    type Elem = f32;
     type Operand = S::V;
     const STEP: usize = 1;
 
     #[inline(always)]
-    unsafe fn load(p: *const u32) -> S::V {
-        // SAFETY: by the contract of the trait (so for every block of this impl).
-        unsafe { S::load(p.cast()) }
+    unsafe fn load(p: *const f32) -> S::V {
+        // SAFETY: by the contract of `Simd` (so for every block of this file).
+        unsafe { S::load(p) }
     }
     #[inline(always)]
-    unsafe fn splat(p: *const u32) -> S::V {
+    unsafe fn splat(p: *const f32) -> S::V {
         // SAFETY: as above.
-        unsafe { S::splat(*p.cast()) }
+        unsafe { S::splat(*p) }
     }
     #[inline(always)]
     unsafe fn madd(acc: S::V, a: S::V, b: S::V) -> S::V {
@@ -57,30 +61,52 @@ impl<S: Simd> Factor<S> for F32 {
         unsafe { S::fma(a, b, acc) }
     }
     #[inline(always)]
-    unsafe fn words_of_row(out: *mut u32, x: *const f32, k: usize) {
+    unsafe fn panel(b: &Packed, offset: usize) -> *const f32 {
         // SAFETY: as above.
-        unsafe { std::ptr::copy_nonoverlapping(x.cast(), out, k) }
+        unsafe { b.f32().as_ptr().add(offset) }
     }
     #[inline(always)]
-    unsafe fn words_of_columns(out: *mut u32, first: *const f32, _: *const f32, width: usize) {
-        // SAFETY: as above.
-        unsafe { std::ptr::copy_nonoverlapping(first.cast(), out, width) }
+    unsafe fn pack_row(
+        tile: *mut f32,
+        r: usize,
+        count: usize,
+        x: *const f32,
+        k: usize,
+        _: *mut f32,
+    ) {
+        for i in 0..k {
+            // SAFETY: as above.
+            unsafe { *tile.add(i * count + r) = *x.add(i) }
+        }
+    }
+    #[inline(always)]
+    unsafe fn pack_step(out: *mut f32, width: usize, rows: [Option<*const f32>; 2], cols: usize) {
+        for j in 0..width {
+            let value = match rows[0] {
+                // SAFETY: as above.
+                Some(row) if j < cols => unsafe { *row.add(j) },
+                _ => 0.0,
+            };
+            // SAFETY: as above.
+            unsafe { *out.add(j) = value }
+        }
     }
 }
 
 impl<S: Simd> Factor<S> for Bf16 {
+    type Elem = bf16;
     type Operand = S::P;
     const STEP: usize = 2;
 
     #[inline(always)]
-    unsafe fn load(p: *const u32) -> S::P {
-        // SAFETY: by the contract of the trait (so for every block of this impl).
-        unsafe { S::load_pairs(p.cast()) }
+    unsafe fn load(p: *const bf16) -> S::P {
+        // SAFETY: as above.
+        unsafe { S::load_pairs(p) }
     }
     #[inline(always)]
-    unsafe fn splat(p: *const u32) -> S::P {
+    unsafe fn splat(p: *const bf16) -> S::P {
         // SAFETY: as above.
-        unsafe { S::splat_pair(p.cast()) }
+        unsafe { S::splat_pair(p) }
     }
     #[inline(always)]
     unsafe fn madd(acc: S::V, a: S::P, b: S::P) -> S::V {
@@ -88,164 +114,146 @@ impl<S: Simd> Factor<S> for Bf16 {
         unsafe { S::dot_pairs(acc, a, b) }
     }
     #[inline(always)]
-    unsafe fn words_of_row(out: *mut u32, x: *const f32, k: usize) {
-        let out = out.cast::<bf16>();
-        let mut i = 0;
-        // SAFETY: as above; a vector has at most 16 lanes, so that the last store ends within the
-        // 16 words more.
+    unsafe fn panel(b: &Packed, offset: usize) -> *const bf16 {
+        // SAFETY: as above.
+        unsafe { b.bf16().as_ptr().add(offset) }
+    }
+    #[inline(always)]
+    unsafe fn pack_row(
+        tile: *mut bf16,
+        r: usize,
+        count: usize,
+        x: *const f32,
+        k: usize,
+        line: *mut f32,
+    ) {
+        // SAFETY: `line` has room for k bf16 values and one vector more; the rest as above.
         unsafe {
-            while i + S::LANES <= k {
-                S::store_bf16(out.add(i), S::load(x.add(i)));
+            let rounded = line.cast::<bf16>();
+            let mut i = 0;
+            while i < k {
+                let n = (k - i).min(S::LANES);
+                S::store_bf16(rounded.add(i), S::load_partial(x.add(i), n));
                 i += S::LANES;
             }
-            if i < k {
-                S::store_bf16(out.add(i), S::load_partial(x.add(i), k - i));
+            if k % 2 == 1 {
+                *rounded.add(k) = bf16::ZERO;
+            }
+            let (pairs, tile) = (rounded.cast::<u32>(), tile.cast::<u32>());
+            for i in 0..k.div_ceil(2) {
+                *tile.add(i * count + r) = *pairs.add(i);
             }
         }
     }
     #[inline(always)]
-    unsafe fn words_of_columns(
-        out: *mut u32,
-        first: *const f32,
-        second: *const f32,
-        width: usize,
-    ) {
-        // SAFETY: as above.
-        unsafe {
-            if second.is_null() {
-                for j in 0..width {
-                    *out.add(j) = bf16_bits(*first.add(j));
+    unsafe fn pack_step(out: *mut bf16, width: usize, rows: [Option<*const f32>; 2], cols: usize) {
+        let mut even = [bf16::ZERO; 16];
+        let mut odd = [bf16::ZERO; 16];
+        let mut j = 0;
+        while j < width {
+            let n = cols.saturating_sub(j).min(S::LANES);
+            // SAFETY: as above; a vector has at most 16 lanes.
+            unsafe {
+                for (row, half) in [(rows[0], &mut even), (rows[1], &mut odd)] {
+                    let v = row.map_or(S::splat(0.0), |row| {
+                        S::load_partial(row.add(j.min(cols)), n)
+                    });
+                    S::store_bf16(half.as_mut_ptr(), v);
                 }
-            } else {
-                for j in 0..width {
-                    *out.add(j) = bf16_bits(*first.add(j)) | bf16_bits(*second.add(j)) << 16;
+                for l in 0..S::LANES.min(width - j) {
+                    *out.add(2 * (j + l)) = even[l];
+                    *out.add(2 * (j + l) + 1) = odd[l];
                 }
             }
+            j += S::LANES;
         }
     }
 }
 
-/// The rounding of `Simd::store_bf16` in plain integers, which the compiler turns into vectors.
-#[inline(always)]
-fn bf16_bits(x: f32) -> u32 {
-    let bits = x.to_bits();
-    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
-    (if x.is_nan() { bits | 0x0040_0000 } else { rounded }) >> 16
-}
-
-/// The left operand of a tile: word of row r and step i at `ptr + r row_stride + i step_stride`.
-#[derive(Clone, Copy)]
-pub(super) struct Left {
-    pub(super) ptr: *const u32,
-    pub(super) row_stride: usize,
-    pub(super) step_stride: usize,
-}
-
-/// What a tile does with its place in the output.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Chain {
-    /// The chain starts from zero and replaces the output.
-    Start,
-    /// The chain starts from the output.
-    Continue,
-    /// The chain starts from zero and is added to the output.
-    AddOnce,
-}
-
-/// `rows` rows by `cols` columns, over `steps` steps; output rows lie `ldc` apart.
+/// Writes (or adds) `count` rows by `cols` columns to `out`, rows `ldc` apart.
 ///
 /// # Safety
-/// `1 <= rows <= TILE_ROWS`, `1 <= cols <= 2 LANES`; the operands hold `steps` steps; the output is
-/// valid for the rows and columns.
+/// `count <= TILE_ROWS`, `cols <= 2 * LANES`; the tile and the panel hold `steps` steps.
 #[inline(always)]
 pub(super) unsafe fn tile<S: Simd, F: Factor<S>>(
-    rows: usize,
+    count: usize,
     steps: usize,
-    a: Left,
-    b: *const u32,
+    a: *const F::Elem,
+    b: *const F::Elem,
     out: *mut f32,
     ldc: usize,
     cols: usize,
-    chain: Chain,
+    store: Store,
 ) {
-    macro_rules! by_rows {
-        ($($r:literal)*) => {
-            match rows {
-                $($r if $r <= S::TILE_ROWS => {
-                    // SAFETY: forwarded; this arm has as many rows as it says.
-                    unsafe { tile_rows::<S, F, $r>(steps, a, b, out, ldc, cols, chain) }
-                })*
-                _ => debug_assert!(false, "a tile of {rows} rows"),
-            }
-        };
+    // SAFETY: forwarded; each arm has as many rows as it says.
+    unsafe {
+        match count {
+            1 => tile_rows::<S, F, 1>(steps, a, b, out, ldc, cols, store),
+            2 => tile_rows::<S, F, 2>(steps, a, b, out, ldc, cols, store),
+            3 => tile_rows::<S, F, 3>(steps, a, b, out, ldc, cols, store),
+            4 => tile_rows::<S, F, 4>(steps, a, b, out, ldc, cols, store),
+            5 => tile_rows::<S, F, 5>(steps, a, b, out, ldc, cols, store),
+            6 => tile_rows::<S, F, 6>(steps, a, b, out, ldc, cols, store),
+            7 => tile_rows::<S, F, 7>(steps, a, b, out, ldc, cols, store),
+            8 => tile_rows::<S, F, 8>(steps, a, b, out, ldc, cols, store),
+            9 => tile_rows::<S, F, 9>(steps, a, b, out, ldc, cols, store),
+            10 => tile_rows::<S, F, 10>(steps, a, b, out, ldc, cols, store),
+            11 => tile_rows::<S, F, 11>(steps, a, b, out, ldc, cols, store),
+            _ => tile_rows::<S, F, 12>(steps, a, b, out, ldc, cols, store),
+        }
     }
-    by_rows!(1 2 3 4 5 6 7 8 9 10 11 12 13 14);
 }
 
 #[inline(always)]
 unsafe fn tile_rows<S: Simd, F: Factor<S>, const R: usize>(
     steps: usize,
-    a: Left,
-    b: *const u32,
+    a: *const F::Elem,
+    b: *const F::Elem,
     out: *mut f32,
     ldc: usize,
     cols: usize,
-    chain: Chain,
+    store: Store,
 ) {
-    let whole = cols == 2 * S::LANES;
-    let first = cols.min(S::LANES);
-    let second = cols - first;
-    // SAFETY: see `tile`. A second vector without columns is neither read nor written.
+    // SAFETY: see `tile`.
     unsafe {
         let mut acc = [[S::splat(0.0); 2]; R];
-        if chain == Chain::Continue {
-            for r in 0..R {
-                acc[r] = read::<S>(out.add(r * ldc), whole, first, second);
-            }
-        }
-        let (mut a_step, mut b_step) = (a.ptr, b);
+        let (mut a, mut b) = (a, b);
         for _ in 0..steps {
-            let b0 = F::load(b_step);
-            let b1 = F::load(b_step.add(S::LANES));
+            let b0 = F::load(b);
+            let b1 = F::load(b.add(S::LANES * F::STEP));
             for r in 0..R {
-                let x = F::splat(a_step.add(r * a.row_stride));
+                let x = F::splat(a.add(r * F::STEP));
                 acc[r][0] = F::madd(acc[r][0], x, b0);
                 acc[r][1] = F::madd(acc[r][1], x, b1);
             }
-            a_step = a_step.add(a.step_stride);
-            b_step = b_step.add(2 * S::LANES);
+            a = a.add(R * F::STEP);
+            b = b.add(2 * S::LANES * F::STEP);
         }
+        let first = cols.min(S::LANES);
+        let second = cols - first;
         for r in 0..R {
             let row = out.add(r * ldc);
-            let [mut v0, mut v1] = acc[r];
-            if chain == Chain::AddOnce {
-                let old = read::<S>(row, whole, first, second);
-                v0 = S::add(old[0], v0);
-                v1 = S::add(old[1], v1);
-            }
-            if whole {
+            if cols == 2 * S::LANES {
+                let (mut v0, mut v1) = (acc[r][0], acc[r][1]);
+                if store == Store::Add {
+                    v0 = S::add(S::load(row), v0);
+                    v1 = S::add(S::load(row.add(S::LANES)), v1);
+                }
                 S::store(row, v0);
                 S::store(row.add(S::LANES), v1);
             } else {
+                let (mut v0, mut v1) = (acc[r][0], acc[r][1]);
+                if store == Store::Add {
+                    v0 = S::add(S::load_partial(row, first), v0);
+                }
                 S::store_partial(row, v0, first);
                 if second > 0 {
+                    if store == Store::Add {
+                        v1 = S::add(S::load_partial(row.add(S::LANES), second), v1);
+                    }
                     S::store_partial(row.add(S::LANES), v1, second);
                 }
             }
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn read<S: Simd>(row: *const f32, whole: bool, first: usize, second: usize) -> [S::V; 2] {
-    // SAFETY: see `tile`.
-    unsafe {
-        if whole {
-            [S::load(row), S::load(row.add(S::LANES))]
-        } else if second > 0 {
-            [S::load_partial(row, first), S::load_partial(row.add(S::LANES), second)]
-        } else {
-            [S::load_partial(row, first), S::splat(0.0)]
         }
     }
 }
