@@ -49,7 +49,7 @@ fn ci() -> Result<()> {
 }
 
 fn test() -> Result<()> {
-    cargo(&["test", "--workspace", "--release"])
+    cargo(&["test", "--workspace"])
 }
 
 fn cargo(args: &[&str]) -> Result<()> {

@@ -39,7 +39,9 @@ pub(crate) fn run() -> Result<()> {
         .parent()
         .context("xtask has a parent")?;
     let mut problems = Vec::new();
-    for file in tracked(root)? {
+    let files = tracked(root)?;
+    check_ops(&files, &mut problems);
+    for file in files {
         let Ok(text) = std::fs::read_to_string(root.join(&file)) else {
             continue;
         };
@@ -106,6 +108,29 @@ fn check_file(file: &str, text: &str, problems: &mut Vec<String>) {
                 "{file}:{}: an unfinished thing belongs in an issue",
                 i + 1
             ));
+        }
+    }
+}
+
+/// An op has its kernel and its case table, of one name.
+fn check_ops(files: &[String], problems: &mut Vec<String>) {
+    let ops = files
+        .iter()
+        .filter_map(|file| {
+            file.strip_prefix("crates/tensor/src/ops/")?
+                .strip_suffix(".rs")
+        })
+        .filter(|op| *op != "mod");
+    for op in ops {
+        let kernel = format!("crates/kernels-cpu/src/{op}");
+        let places = [
+            vec![format!("{kernel}.rs"), format!("{kernel}/mod.rs")],
+            vec![format!("crates/testkit/src/cases/{op}.rs")],
+        ];
+        for place in places {
+            if !place.iter().any(|file| files.contains(file)) {
+                problems.push(format!("op {op}: no {}", place.join(" or ")));
+            }
         }
     }
 }

@@ -1,7 +1,6 @@
 //! Opens a checkpoint directory: its configuration, and its weights in the order of the layout.
 
-use anyhow::{Context, Result, bail};
-use formats::safetensors::SafeTensors;
+use anyhow::{Context, Result};
 use model::{Layout, ModelConfig};
 use std::path::{Path, PathBuf};
 
@@ -31,27 +30,6 @@ impl Checkpoint {
 
     /// All parameters in f32. Every tensor of the layout must be there with its shape, and no other.
     pub(crate) fn weights(&self) -> Result<Vec<f32>> {
-        let file = SafeTensors::open(&self.dir)?;
-        let mut weights = vec![0.0; self.layout.len];
-        for tensor in &self.layout.tensors {
-            let view = file.get(&tensor.name)?;
-            if view.shape != tensor.shape {
-                bail!(
-                    "{}: tensor {} is {:?}, but config.json implies {:?}",
-                    self.dir.display(),
-                    tensor.name,
-                    view.shape,
-                    tensor.shape
-                );
-            }
-            view.copy_to_f32(&mut weights[tensor.span.range()])?;
-        }
-        if let Some(name) = file.names().find(|name| self.layout.find(name).is_none()) {
-            bail!(
-                "{}: tensor {name} has no place in the architecture of config.json",
-                self.dir.display()
-            );
-        }
-        Ok(weights)
+        Ok(train::checkpoint::read_weights(&self.dir, &self.layout)?)
     }
 }

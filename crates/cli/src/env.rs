@@ -4,9 +4,12 @@
 //! |---|---|---|
 //! | `DOKJA_ISA` | instruction set: avx512-bf16, avx512, avx2, neon, portable | the fastest there is |
 //! | `DOKJA_THREADS` | threads that share the work, 1 to 1024 | all cores |
+//! | `DOKJA_KEY` | file of the key that signs ledgers, made at first use | `dokja/signing.key` in the user's configuration |
+//! | `DOKJA_API_KEY` | bearer token that `dokja eval URL` sends to the server | none is sent |
 
 use anyhow::{Context, Result, bail};
 use kernels_cpu::Isa;
+use std::path::PathBuf;
 use tensor::Device;
 
 /// The device that the environment asks for.
@@ -28,7 +31,8 @@ fn isa() -> Result<Isa> {
     }
 }
 
-fn threads() -> Result<usize> {
+/// The number of threads that the environment asks for.
+pub(crate) fn threads() -> Result<usize> {
     match std::env::var("DOKJA_THREADS") {
         Ok(text) => match text.parse() {
             Ok(n) if (1..=1024).contains(&n) => Ok(n),
@@ -38,4 +42,24 @@ fn threads() -> Result<usize> {
             .context("counting processors")?
             .get()),
     }
+}
+
+/// The bearer token for other people's servers.
+pub(crate) fn api_key() -> Option<String> {
+    std::env::var("DOKJA_API_KEY")
+        .ok()
+        .filter(|key| !key.is_empty())
+}
+
+/// Where the signing key is kept.
+pub(crate) fn key_path() -> Result<PathBuf> {
+    let folder = |name: &str| {
+        std::env::var_os(name)
+            .filter(|v| !v.is_empty())
+            .map(PathBuf::from)
+    };
+    let config = || folder("XDG_CONFIG_HOME").or_else(|| Some(folder("HOME")?.join(".config")));
+    folder("DOKJA_KEY")
+        .or_else(|| Some(config()?.join("dokja/signing.key")))
+        .context("no place for the signing key: neither HOME nor DOKJA_KEY is set")
 }

@@ -1,10 +1,16 @@
 //! The one binary: parses the command line, calls a subcommand, prints its result.
 //!
-//! Results go to stdout, everything else to stderr. Exit status: 0 done, 1 failed, 2 wrong use.
+//! Results go to stdout, everything else to stderr. Exit status: 0 done, 1 failed, 2 wrong use,
+//! 130 interrupted.
 
 mod checkpoint;
 mod cmd;
 mod env;
+mod interrupt;
+mod memory;
+mod open;
+mod progress;
+mod training;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -19,23 +25,50 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Quickstart(cmd::quickstart::Args),
+    Data(cmd::data::Args),
+    Tokenizer(cmd::tokenizer::Args),
+    Pretrain(cmd::pretrain::Args),
+    Sft(cmd::sft::Args),
+    Generate(cmd::generate::Args),
+    Chat(cmd::chat::Args),
+    Serve(cmd::serve::Args),
+    Eval(cmd::eval::Args),
+    Audit(cmd::audit::Args),
     /// Computes logits, loss, chosen experts, and gradients on request, for given token ids.
     Logits(cmd::logits::Args),
     /// Explains a checkpoint directory: architecture layer by layer, parameters, bytes per token.
     Inspect(cmd::inspect::Args),
+    Bench(cmd::bench::Args),
+    Doctor(cmd::doctor::Args),
 }
 
 #[expect(clippy::print_stderr, reason = "where errors are told")]
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Quickstart(args) => cmd::quickstart::run(&args),
+        Command::Data(args) => cmd::data::run(&args),
+        Command::Tokenizer(args) => cmd::tokenizer::run(&args),
+        Command::Pretrain(args) => cmd::pretrain::run(&args),
+        Command::Sft(args) => cmd::sft::run(&args),
+        Command::Generate(args) => cmd::generate::run(&args),
+        Command::Chat(args) => cmd::chat::run(&args),
+        Command::Serve(args) => cmd::serve::run(&args),
+        Command::Eval(args) => cmd::eval::run(&args),
+        Command::Audit(args) => cmd::audit::run(&args),
         Command::Logits(args) => cmd::logits::run(&args),
         Command::Inspect(args) => cmd::inspect::run(&args),
+        Command::Bench(args) => cmd::bench::run(&args),
+        Command::Doctor(args) => cmd::doctor::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+            match error.is::<interrupt::Interrupted>() {
+                true => ExitCode::from(interrupt::STATUS),
+                false => ExitCode::FAILURE,
+            }
         }
     }
 }

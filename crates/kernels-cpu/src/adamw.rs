@@ -154,43 +154,6 @@ mod tests {
         weight_decay: 0.1,
     };
 
-    /// The formulas of the header, in f64.
-    fn oracle(w: &mut [f64], m: &mut [f64], v: &mut [f64], g: &[f32], grad_scale: f32, at: i32) {
-        let p = PARAMS;
-        let [lr, b1, b2, eps, decay] =
-            [p.lr, p.beta1, p.beta2, p.eps, p.weight_decay].map(f64::from);
-        for i in 0..w.len() {
-            let g = f64::from(g[i]) * f64::from(grad_scale);
-            m[i] = b1 * m[i] + (1.0 - b1) * g;
-            v[i] = b2 * v[i] + (1.0 - b2) * g * g;
-            let (mean, root) = (
-                m[i] / (1.0 - b1.powi(at)),
-                (v[i] / (1.0 - b2.powi(at))).sqrt(),
-            );
-            w[i] = w[i] - lr * decay * w[i] - lr * mean / (root + eps);
-        }
-    }
-
-    #[test]
-    fn several_steps_agree_with_f64() {
-        on_every_isa(|cpu| {
-            for len in [1, 7, 33, 5003] {
-                let start = normal(len, "w");
-                let (mut w64, mut m64, mut v64) = (to_f64(&start), vec![0.0; len], vec![0.0; len]);
-                let zeros = vec![0.0; len];
-                let (mut w, mut m, mut v) = (added(&start), added(&zeros), added(&zeros));
-                for at in 1..=5 {
-                    let g = normal(len, &format!("g{at}"));
-                    step(cpu, &mut w, &mut m, &mut v, &g, 0.7, &PARAMS, at);
-                    oracle(&mut w64, &mut m64, &mut v64, &g, 0.7, at as i32);
-                }
-                assert_close(&w.finish(), &w64, "w");
-                assert_close(&m.finish(), &m64, "m");
-                assert_close(&v.finish(), &v64, "v");
-            }
-        });
-    }
-
     #[test]
     fn the_first_step_moves_each_weight_by_the_learning_rate_against_its_gradient() {
         on_every_isa(|cpu| {

@@ -1,4 +1,8 @@
-//! What the tests of the kernels share: every instruction set, guarded outputs, f64 comparison.
+//! What the tests of the kernels share: every instruction set, guarded outputs.
+//!
+//! That a kernel computes the right values is tested with the tables of `testkit`, by the crate `tensor`.
+//! The tests here are of what those do not show: the bits of a row in other company, ties, values that are
+//! not numbers, sizes that do not fit.
 
 use crate::{Cpu, Isa};
 use numerics::Philox;
@@ -14,10 +18,6 @@ pub(crate) fn normal(len: usize, name: &str) -> Vec<f32> {
 pub(crate) fn below(len: usize, bound: usize, name: &str) -> Vec<u32> {
     let mut rng = Philox::new(7, name).rng();
     (0..len).map(|_| rng.below(bound) as u32).collect()
-}
-
-pub(crate) fn to_f64(x: &[f32]) -> Vec<f64> {
-    x.iter().map(|&x| f64::from(x)).collect()
 }
 
 /// Calls `f` with one thread of every instruction set of this processor.
@@ -45,49 +45,6 @@ pub(crate) fn same_bits_on_any_number_of_threads(f: impl Fn(&Cpu) -> Vec<f32>) {
 
 pub(crate) fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|x| x.to_bits()).collect()
-}
-
-/// Normalised mean squared error below 1e-12: f32 results of sums in f32 reach 1e-14, a wrong term
-/// or a lost value of a thousand does not come near.
-#[track_caller]
-pub(crate) fn assert_close(got: &[f32], expected: &[f64], what: &str) {
-    assert_close_to(got, expected, 1e-12, what);
-}
-
-/// As [`assert_close`], with its own bound.
-#[track_caller]
-pub(crate) fn assert_close_to(got: &[f32], expected: &[f64], bound: f64, what: &str) {
-    assert_eq!(got.len(), expected.len(), "{what}: lengths");
-    let (mut diff, mut norm) = (0.0, 0.0);
-    for (&a, &b) in got.iter().zip(expected) {
-        diff += (f64::from(a) - b).powi(2);
-        norm += b * b;
-    }
-    // Written so that NaN fails.
-    assert!(
-        diff <= bound * norm.max(1e-30),
-        "{what}: nmse {:e}",
-        diff / norm
-    );
-}
-
-/// Central differences of `f` at `x`.
-pub(crate) fn finite_difference(x: &[f64], f: impl Fn(&[f64]) -> f64) -> Vec<f64> {
-    let mut x = x.to_vec();
-    (0..x.len())
-        .map(|i| {
-            let (at, h) = (x[i], 1e-4);
-            let mut eval = |offset: f64| {
-                x[i] = at + offset;
-                f(&x)
-            };
-            // Fourth order: the error is some 1e-12 for values and derivatives around one.
-            let slope =
-                (8.0 * (eval(h) - eval(-h)) - (eval(2.0 * h) - eval(-2.0 * h))) / (12.0 * h);
-            x[i] = at;
-            slope
-        })
-        .collect()
 }
 
 /// An output between sentinels, which [`Guarded::finish`] checks.

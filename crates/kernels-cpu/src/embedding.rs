@@ -87,22 +87,6 @@ mod tests {
     const DIMS: [(usize, usize, usize); 4] = [(1, 1, 1), (7, 5, 3), (33, 20, 17), (300, 50, 384)];
 
     #[test]
-    fn forward_copies_the_row_of_each_id() {
-        on_every_isa(|cpu| {
-            for (t, v, d) in DIMS {
-                let (table, ids) = (normal(v * d, "table"), below(t, v, "ids"));
-                let mut x = output(t * d);
-                forward(cpu, &mut x, &table, &ids, d);
-                let expected: Vec<f32> = ids
-                    .iter()
-                    .flat_map(|&id| table[id as usize * d..][..d].to_vec())
-                    .collect();
-                assert_eq!(x.finish(), expected);
-            }
-        });
-    }
-
-    #[test]
     fn backward_adds_in_token_order() {
         on_every_isa(|cpu| {
             for (t, v, d) in DIMS {

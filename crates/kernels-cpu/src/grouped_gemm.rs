@@ -1,13 +1,17 @@
 //! Products of groups of rows, each group with its own matrix: the experts of a layer.
 //!
-//! Rows are sorted by group; `offsets` (E+1) are their borders. A row may read another row of the input
-//! (`rows`), so that the permuted input is never written out. Groups may be empty.
+//! y[i] (n) = x[rows[i]] (k) times B_e           for i in offsets[e]..offsets[e+1]
+//! c[e] (p, q) += sum over the same i, in order, of a[a_rows[i]]^T b[b_rows[i]]
+//!
+//! Rows are sorted by group. They may be read through an index, so that the permuted input is never
+//! written out. Groups may be empty. The bits of a row are those of `gemm::matmul`.
 
-use crate::gemm::{Compute, Packed, Rows, rows_times, tn_group};
+use crate::gemm::{Compute, Packed, Rows, groups_tn, rows_times};
 use crate::pool::SharedMut;
 use crate::{Cpu, Store};
 
-/// Rows `offsets[e]..offsets[e+1]` of y (N, n) = the same rows of x (or x at `rows`) times `b[e]`.
+/// Rows `offsets[e]..offsets[e+1]` of y (N, n) = the same rows of x (or those that `rows` names) times
+/// `b[e]`.
 pub fn grouped_matmul(
     cpu: &Cpu,
     y: &mut [f32],
@@ -17,24 +21,39 @@ pub fn grouped_matmul(
     b: &[Packed],
     store: Store,
 ) {
-    assert_eq!(
-        offsets.len(),
-        b.len() + 1,
-        "grouped_matmul: one matrix per group"
-    );
+    check(offsets, b.len());
+    let Some(first) = b.first() else { return };
     let total = offsets[b.len()] as usize;
-    assert_eq!(y.len(), total * b[0].n(), "grouped_matmul: y is not (N, n)");
-    let (isa, out) = (cpu.isa(), SharedMut::new(y));
-    cpu.pool.for_ranges(total, 1, &|range| {
-        for (e, b) in b.iter().enumerate() {
-            let start = range.start.max(offsets[e] as usize);
-            let end = range.end.min(offsets[e + 1] as usize);
-            if start < end {
-                let panels = 0..b.n().div_ceil(b.panel_width());
-                rows_times(isa, out, x, rows, start..end, b, panels, store);
+    assert!(
+        b.iter().all(|b| (b.n(), b.k()) == (first.n(), first.k())),
+        "grouped_matmul: the matrices differ in shape"
+    );
+    assert_eq!(
+        y.len(),
+        total * first.n(),
+        "grouped_matmul: y is not (N, n)"
+    );
+    let (isa, threads, panels) = (cpu.isa(), cpu.pool.threads(), first.panels());
+    let out = SharedMut::new(y);
+    let group = |e: usize| offsets[e] as usize..offsets[e + 1] as usize;
+    // Many rows are shared out by rows. Of few, the panels of all groups in use: each is then read once.
+    if total >= 16 * threads * b.len() {
+        cpu.pool.for_ranges(total, 1, &|range| {
+            for e in 0..b.len() {
+                let rows_here = range.start.max(group(e).start)..range.end.min(group(e).end);
+                rows_times(isa, out, x, rows, rows_here, &b[e], 0..panels, store);
             }
-        }
-    });
+        });
+    } else {
+        let used: Vec<usize> = (0..b.len()).filter(|&e| !group(e).is_empty()).collect();
+        cpu.pool.for_ranges(used.len() * panels, 1, &|range| {
+            for (nth, &e) in used.iter().enumerate() {
+                let start = range.start.saturating_sub(nth * panels).min(panels);
+                let end = range.end.saturating_sub(nth * panels).min(panels);
+                rows_times(isa, out, x, rows, group(e), &b[e], start..end, store);
+            }
+        });
+    }
 }
 
 /// c (E, p, q): `c[e]` += sum over the rows of group e, in order, of a^T b.
@@ -51,30 +70,26 @@ pub fn grouped_matmul_tn(
     q: usize,
 ) {
     let groups = offsets.len() - 1;
+    check(offsets, groups);
+    let a = Rows {
+        data: a,
+        gather: a_rows,
+        width: p,
+    };
+    let b = Rows {
+        data: b,
+        gather: b_rows,
+        width: q,
+    };
+    let rows = |e: usize| offsets[e] as usize..offsets[e + 1] as usize;
+    groups_tn(cpu, compute, c, a, b, groups, rows);
+}
+
+fn check(offsets: &[u32], groups: usize) {
     assert_eq!(
-        c.len(),
-        groups * p * q,
-        "grouped_matmul_tn: c is not (E, p, q)"
+        offsets.len(),
+        groups + 1,
+        "offsets are the borders of the groups"
     );
-    let isa = cpu.isa();
-    let out = SharedMut::new(c);
-    let (a, b) = (
-        Rows {
-            data: a,
-            gather: a_rows,
-            width: p,
-        },
-        Rows {
-            data: b,
-            gather: b_rows,
-            width: q,
-        },
-    );
-    cpu.pool.for_ranges(p, 12, &|cols| {
-        for e in 0..groups {
-            let rows = offsets[e] as usize..offsets[e + 1] as usize;
-            let c = out.offset(e * p * q);
-            tn_group(isa, compute, c, a, b, rows, cols.clone());
-        }
-    });
+    assert!(offsets.is_sorted(), "offsets ascend");
 }

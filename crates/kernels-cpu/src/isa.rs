@@ -18,8 +18,8 @@ pub enum Isa {
 impl Isa {
     /// All of them, fastest first.
     pub const ALL: [Isa; 5] = [
-        Isa::Avx512Bf16,
         Isa::Avx512,
+        Isa::Avx512Bf16,
         Isa::Avx2,
         Isa::Neon,
         Isa::Portable,

@@ -31,6 +31,7 @@ pub mod gemm;
 pub mod grouped_gemm;
 pub mod moe_permute;
 pub mod muon;
+pub mod peak;
 pub mod qk_norm_rope;
 pub mod rms_norm;
 pub mod router;

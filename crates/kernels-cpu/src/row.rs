@@ -1,8 +1,8 @@
 //! Sweeps over one row, shared by the ops that are bound by memory.
 //!
 //! A row of `len` values is walked in steps of `LANES`; the tail takes the same instructions
-//! through `load_partial` and `store_partial`. A reduction runs in four chains, so that the latency of
-//! an addition is hidden, and its order follows from `len` and the instruction set alone.
+//! through `load_partial` and `store_partial`. A reduction runs in four chains, so that the latency
+//! of an addition is hidden, and its order follows from `len` and the instruction set alone.
 //!
 //! The sweeps are macros and not functions of a closure: a closure is a function of its own without
 //! the caller's target features, and whether it is inlined is up to the optimizer.

@@ -28,7 +28,10 @@ pub trait Simd: Copy + Send + Sync + 'static {
     const TILE_ROWS: usize;
     /// `LANES` values of f32.
     type V: Copy;
-    /// `LANES` pairs of bf16, the operand of [`Simd::dot_pairs`].
+    /// Instructions for the product of a pair of bf16 values: one dot product, or a multiply-add for
+    /// each value, widened to f32.
+    const PAIR_PARTS: usize;
+    /// The operand of [`Simd::dot_pairs`]: one part of `LANES` pairs.
     type P: Copy;
 
     /// Every lane `x`.
@@ -73,12 +76,18 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Largest lane.
     unsafe fn reduce_max(a: Self::V) -> f32;
 
-    /// Reads `LANES` consecutive pairs, that is `2 * LANES` bf16 values.
-    unsafe fn load_pairs(p: *const bf16) -> Self::P;
-    /// Reads one pair and copies it to every lane.
+    /// The nearest bf16, ties to even, as f32.
+    unsafe fn round_bf16(v: Self::V) -> Self::V;
+    /// The bits of `LANES` pairs of values that are bf16 already.
+    unsafe fn zip_bf16(first: Self::V, second: Self::V) -> Self::V;
+    /// Part `part` of `LANES` consecutive pairs, that is of `2 * LANES` bf16 values.
+    unsafe fn load_pairs(p: *const bf16, part: usize) -> Self::P;
+    /// Copies one part of a pair to every lane: both values as bf16, or one value as f32. Four bytes.
     unsafe fn splat_pair(p: *const bf16) -> Self::P;
-    /// acc + a0 * b0 + a1 * b1 per lane, accumulated in f32.
+    /// acc + the sum of a * b over the values of a part, per lane, accumulated in f32.
     unsafe fn dot_pairs(acc: Self::V, a: Self::P, b: Self::P) -> Self::V;
+    /// Brings the cache line at `p` near; may do nothing.
+    unsafe fn prefetch(p: *const f32);
 }
 
 /// e^x per lane. Relative error below 2e-7 (degree-6 polynomial after reduction by ln 2 in two parts);

@@ -99,48 +99,6 @@ mod tests {
     use super::*;
     use crate::check::*;
 
-    const DIMS: [(usize, usize); 4] = [(1, 1), (3, 5), (7, 33), (65, 384)];
-
-    fn oracle(gate_up: &[f64], f: usize) -> Vec<f64> {
-        let row = |r: &[f64]| -> Vec<f64> {
-            (0..f)
-                .map(|i| r[i] / (1.0 + (-r[i]).exp()) * r[f + i])
-                .collect()
-        };
-        gate_up.chunks(2 * f).flat_map(row).collect()
-    }
-
-    #[test]
-    fn forward_agrees_with_f64() {
-        on_every_isa(|cpu| {
-            for (r, f) in DIMS {
-                let gate_up: Vec<f32> = normal(r * 2 * f, "gu").iter().map(|x| 3.0 * x).collect();
-                let mut h = output(r * f);
-                forward(cpu, &mut h, &gate_up, f);
-                assert_close(&h.finish(), &oracle(&to_f64(&gate_up), f), "h");
-            }
-        });
-    }
-
-    #[test]
-    fn backward_agrees_with_finite_differences() {
-        on_every_isa(|cpu| {
-            for (r, f) in [(1, 1), (2, 5), (3, 19)] {
-                let (gate_up, dh) = (normal(r * 2 * f, "gu"), normal(r * f, "dh"));
-                let mut dgate_up = output(r * 2 * f);
-                backward(cpu, &mut dgate_up, &dh, &gate_up, f);
-                let expected = finite_difference(&to_f64(&gate_up), |x| {
-                    oracle(x, f)
-                        .iter()
-                        .zip(&dh)
-                        .map(|(h, &dh)| h * f64::from(dh))
-                        .sum()
-                });
-                assert_close(&dgate_up.finish(), &expected, "dgate_up");
-            }
-        });
-    }
-
     #[test]
     fn gates_far_from_zero_stay_finite() {
         on_every_isa(|cpu| {

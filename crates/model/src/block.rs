@@ -12,6 +12,7 @@ use crate::linear::Linear;
 use crate::mlp::{Mlp, MlpKept, MlpScratch};
 use crate::moe::{Moe, MoeKept, MoeScratch};
 use crate::weights::{BlockSpans, MlpSpans};
+use tensor::ops::attention::{CachedSequence, KvLayer};
 use tensor::ops::gemm::Store;
 use tensor::ops::qk_norm_rope::{HeadShape, RopeTable};
 use tensor::ops::router::RouterShape;
@@ -25,6 +26,20 @@ pub struct Sequences<'a> {
     /// (B+1), first row of each sequence and the end.
     pub cu_seqlens: &'a Tensor<u32>,
     /// Rotary angles for at least the longest sequence.
+    pub rope: &'a RopeTable,
+}
+
+/// The new rows of a step against a cache, as the layers of one window see them.
+pub struct CachedRows<'a> {
+    /// T; the tensors below may be longer.
+    pub num_rows: usize,
+    /// (T), from 0 in each sequence.
+    pub positions: &'a Tensor<u32>,
+    /// (T), where the key and value of each row go.
+    pub slots: &'a Tensor<u32>,
+    /// (B), each with its rows and its blocks.
+    pub sequences: &'a [CachedSequence<'a>],
+    /// Rotary angles for at least the largest position.
     pub rope: &'a RopeTable,
 }
 
@@ -160,7 +175,12 @@ impl Block {
         }
     }
 
-    /// Memory for `t` tokens.
+    /// Whether the feed-forward part has experts.
+    pub fn is_sparse(&self) -> bool {
+        matches!(self.feed_forward, FeedForward::Sparse(_))
+    }
+
+    /// Memory for up to `t` tokens.
     pub fn kept(&self, device: &Device, config: &ModelConfig, t: usize) -> BlockKept {
         let zeros = |width: usize| Tensor::zeros(device, &[t, width]);
         let (d, q_size, kv_size) = (config.hidden_size, config.q_size(), config.kv_size());
@@ -212,34 +232,8 @@ impl Block {
         balance_alpha: f32,
         kept: &mut BlockKept,
     ) -> f32 {
-        let spans = self.spans;
-        rms_norm::forward(
-            device,
-            kept.h_attn.view_mut(),
-            kept.rstd_attn.view_mut(),
-            x.view(),
-            params.range(spans.input_layernorm.range()),
-            self.eps,
-        );
-        self.qkv.forward(
-            device,
-            kept.qkv.view_mut(),
-            kept.h_attn.view(),
-            Store::Overwrite,
-        );
-        qk_norm_rope::forward(
-            device,
-            kept.q.view_mut(),
-            kept.k.view_mut(),
-            kept.rstd_qk.view_mut(),
-            kept.qkv.view(),
-            params.range(spans.attention.q_norm.range()),
-            params.range(spans.attention.k_norm.range()),
-            seqs.positions.view(),
-            self.has_rope.then_some(seqs.rope),
-            self.heads,
-            self.eps,
-        );
+        let t = x.shape()[0];
+        self.project(device, params, x, t, seqs.positions, seqs.rope, kept);
         attention::forward(
             device,
             kept.o.view_mut(),
@@ -251,32 +245,117 @@ impl Block {
             self.window,
             self.heads,
         );
-        kept.x_mid.write(x.host());
-        self.o
-            .forward(device, kept.x_mid.view_mut(), kept.o.view(), Store::Add);
+        self.finish(device, params, x_out, x, t, kept);
+        match (&self.feed_forward, &mut kept.feed_forward) {
+            (FeedForward::Sparse(moe), FeedForwardKept::Sparse(kept)) => {
+                moe.balance_loss(device, seqs.cu_seqlens, balance_alpha, kept)
+            }
+            _ => 0.0,
+        }
+    }
+
+    /// As [`Block::forward`], for `rows.num_rows` new rows of sequences whose earlier keys and values are in
+    /// `cache`; theirs are added to it. The same ops on the same numbers: the same bits.
+    pub fn forward_cached(
+        &self,
+        device: &Device,
+        params: &Tensor,
+        x_out: &mut Tensor,
+        x: &Tensor,
+        rows: &CachedRows,
+        cache: &mut KvLayer,
+        kept: &mut BlockKept,
+    ) {
+        let t = rows.num_rows;
+        self.project(device, params, x, t, rows.positions, rows.rope, kept);
+        attention::append_kv(
+            device,
+            cache,
+            kept.k.rows(t),
+            kept.qkv.rows(t),
+            rows.slots.rows(t),
+        );
+        attention::forward_cached(
+            device,
+            kept.o.rows_mut(t),
+            kept.q.rows(t),
+            cache,
+            rows.sequences,
+            self.window,
+        );
+        self.finish(device, params, x_out, x, t, kept);
+    }
+
+    /// The part before attention: q, k and v of the first `t` rows of x.
+    fn project(
+        &self,
+        device: &Device,
+        params: &Tensor,
+        x: &Tensor,
+        t: usize,
+        positions: &Tensor<u32>,
+        rope: &RopeTable,
+        kept: &mut BlockKept,
+    ) {
+        let spans = self.spans;
         rms_norm::forward(
             device,
-            kept.h_mlp.view_mut(),
-            kept.rstd_mlp.view_mut(),
-            kept.x_mid.view(),
-            params.range(spans.post_attention_layernorm.range()),
+            kept.h_attn.rows_mut(t),
+            kept.rstd_attn.rows_mut(t),
+            x.rows(t),
+            params.range(spans.input_layernorm.range()),
             self.eps,
         );
-        x_out.write(kept.x_mid.host());
+        self.qkv.forward(
+            device,
+            kept.qkv.rows_mut(t),
+            kept.h_attn.rows(t),
+            Store::Overwrite,
+        );
+        qk_norm_rope::forward(
+            device,
+            kept.q.rows_mut(t),
+            kept.k.rows_mut(t),
+            kept.rstd_qk.rows_mut(t),
+            kept.qkv.rows(t),
+            params.range(spans.attention.q_norm.range()),
+            params.range(spans.attention.k_norm.range()),
+            positions.rows(t),
+            self.has_rope.then_some(rope),
+            self.heads,
+            self.eps,
+        );
+    }
+
+    /// The part after attention: from `kept.o` to the first `t` rows of x_out.
+    fn finish(
+        &self,
+        device: &Device,
+        params: &Tensor,
+        x_out: &mut Tensor,
+        x: &Tensor,
+        t: usize,
+        kept: &mut BlockKept,
+    ) {
+        kept.x_mid.copy_rows(x, t);
+        self.o
+            .forward(device, kept.x_mid.rows_mut(t), kept.o.rows(t), Store::Add);
+        rms_norm::forward(
+            device,
+            kept.h_mlp.rows_mut(t),
+            kept.rstd_mlp.rows_mut(t),
+            kept.x_mid.rows(t),
+            params.range(self.spans.post_attention_layernorm.range()),
+            self.eps,
+        );
+        x_out.copy_rows(&kept.x_mid, t);
         match (&self.feed_forward, &mut kept.feed_forward) {
             (FeedForward::Dense(mlp), FeedForwardKept::Dense(kept_mlp)) => {
-                mlp.forward(device, x_out, &kept.h_mlp, kept_mlp);
-                0.0
+                mlp.forward(device, x_out, &kept.h_mlp, t, kept_mlp);
             }
-            (FeedForward::Sparse(moe), FeedForwardKept::Sparse(kept_moe)) => moe.forward(
-                device,
-                params,
-                x_out,
-                &kept.h_mlp,
-                seqs.cu_seqlens,
-                balance_alpha,
-                kept_moe,
-            ),
+            (FeedForward::Sparse(moe), FeedForwardKept::Sparse(kept_moe)) => {
+                moe.forward(device, params, x_out, &kept.h_mlp, t, kept_moe);
+            }
             _ => unreachable!("kept by `Block::kept` of this block"),
         }
     }
@@ -415,6 +494,25 @@ impl BlockScratch {
 }
 
 impl BlockKept {
+    /// Every activation of the last forward pass by name, to be compared with another implementation's:
+    /// (T, width), of experts (N, width) sorted by expert.
+    pub fn activations(&self) -> Vec<(&'static str, &Tensor)> {
+        let mut all = vec![
+            ("h_attn", &self.h_attn),
+            ("qkv", &self.qkv),
+            ("q", &self.q),
+            ("k", &self.k),
+            ("o", &self.o),
+            ("x_mid", &self.x_mid),
+            ("h_mlp", &self.h_mlp),
+        ];
+        all.extend(match &self.feed_forward {
+            FeedForwardKept::Dense(mlp) => mlp.activations(),
+            FeedForwardKept::Sparse(moe) => moe.activations(),
+        });
+        all
+    }
+
     /// Chosen experts (T, A), best first, and rows per expert as offsets (E+1); `None` in dense layers.
     pub fn routing(&self) -> Option<(&Tensor<u32>, &Tensor<u32>)> {
         match &self.feed_forward {

@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`config`], [`weights`] (which tensors there are and where they lie), [`init`],
 //! [`linear`], [`mlp`], [`moe`], [`block`] (one decoder layer), [`transformer`] (the whole model in training),
-//! [`flops`].
+//! [`decode`] (the same in serving), [`flops`].
 //!
 //! The model does no IO, reads no clock, no environment and no text. What it computes is defined by
 //! the crate `reference` and checked against it and against other implementations in `tests/`.
@@ -12,6 +12,7 @@
 
 pub mod block;
 pub mod config;
+pub mod decode;
 pub mod flops;
 pub mod init;
 pub mod linear;

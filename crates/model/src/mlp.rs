@@ -26,12 +26,19 @@ pub struct MlpScratch {
 }
 
 impl MlpKept {
-    /// For `t` tokens and width `f`.
+    /// For up to `t` tokens and width `f`.
     pub fn new(device: &Device, t: usize, f: usize) -> MlpKept {
         MlpKept {
             gate_up: Tensor::zeros(device, &[t, 2 * f]),
             act: Tensor::zeros(device, &[t, f]),
         }
+    }
+}
+
+impl MlpKept {
+    /// By name, for [`crate::block::BlockKept::activations`].
+    pub(crate) fn activations(&self) -> Vec<(&'static str, &Tensor)> {
+        vec![("gate_up", &self.gate_up), ("act", &self.act)]
     }
 }
 
@@ -73,13 +80,29 @@ impl Mlp {
         self.width
     }
 
-    /// x (T, D) += mlp(h (T, D)).
-    pub fn forward(&self, device: &Device, x: &mut Tensor, h: &Tensor, kept: &mut MlpKept) {
-        self.gate_up
-            .forward(device, kept.gate_up.view_mut(), h.view(), Store::Overwrite);
-        swiglu::forward(device, kept.act.view_mut(), kept.gate_up.view(), self.width);
+    /// x (T, D) += mlp(h (T, D)), for the first `t` rows.
+    pub fn forward(
+        &self,
+        device: &Device,
+        x: &mut Tensor,
+        h: &Tensor,
+        t: usize,
+        kept: &mut MlpKept,
+    ) {
+        self.gate_up.forward(
+            device,
+            kept.gate_up.rows_mut(t),
+            h.rows(t),
+            Store::Overwrite,
+        );
+        swiglu::forward(
+            device,
+            kept.act.rows_mut(t),
+            kept.gate_up.rows(t),
+            self.width,
+        );
         self.down
-            .forward(device, x.view_mut(), kept.act.view(), Store::Add);
+            .forward(device, x.rows_mut(t), kept.act.rows(t), Store::Add);
     }
 
     /// dx (T, D), the gradient of the output -> dh (T, D), overwritten.

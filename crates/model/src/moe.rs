@@ -58,7 +58,7 @@ pub struct MoeScratch {
 }
 
 impl MoeKept {
-    /// For `t` tokens.
+    /// For up to `t` tokens.
     pub fn new(device: &Device, t: usize, moe: &Moe) -> MoeKept {
         let (e, a) = (moe.shape.num_experts, moe.shape.num_experts_per_tok);
         let (n, d, f) = (t * a, moe.hidden_size, moe.width);
@@ -76,6 +76,21 @@ impl MoeKept {
             balance: Tensor::zeros(device, &[0, e]),
             shared: MlpKept::new(device, t, moe.shared.width()),
         }
+    }
+}
+
+impl MoeKept {
+    /// By name, for [`crate::block::BlockKept::activations`].
+    pub(crate) fn activations(&self) -> Vec<(&'static str, &Tensor)> {
+        let mut all = vec![
+            ("scores", &self.scores),
+            ("topk_weights", &self.topk_weights),
+            ("experts gate_up", &self.gate_up),
+            ("experts act", &self.act),
+            ("experts out", &self.out),
+        ];
+        all.extend(self.shared.activations());
+        all
     }
 }
 
@@ -144,84 +159,84 @@ impl Moe {
         }
     }
 
-    /// x (T, D) += moe(h (T, D)). With `balance_alpha > 0` returns the balance loss of the layer.
+    /// x (T, D) += moe(h (T, D)), for the first `t` rows.
     pub fn forward(
         &self,
         device: &Device,
         params: &Tensor,
         x: &mut Tensor,
         h: &Tensor,
-        cu_seqlens: &Tensor<u32>,
-        balance_alpha: f32,
+        t: usize,
         kept: &mut MoeKept,
-    ) -> f32 {
-        let MoeKept {
-            scores,
-            logits,
-            topk_ids,
-            topk_weights,
-            offsets,
-            rows,
-            pos,
-            ..
-        } = kept;
+    ) {
+        let n = t * self.shape.num_experts_per_tok;
         self.router
-            .forward(device, logits.view_mut(), h.view(), Store::Overwrite);
+            .forward(device, kept.logits.rows_mut(t), h.rows(t), Store::Overwrite);
         router::forward(
             device,
-            scores.view_mut(),
-            topk_ids.view_mut(),
-            topk_weights.view_mut(),
-            logits.view(),
+            kept.scores.rows_mut(t),
+            kept.topk_ids.rows_mut(t),
+            kept.topk_weights.rows_mut(t),
+            kept.logits.rows(t),
             params.range(self.router_bias.range()),
             self.shape,
         );
-        let num_experts = self.shape.num_experts;
         moe_permute::permute(
             device,
-            offsets.view_mut(),
-            rows.view_mut(),
-            pos.view_mut(),
-            topk_ids.view(),
-            num_experts,
+            kept.offsets.view_mut(),
+            kept.rows.rows_mut(n),
+            kept.pos.rows_mut(t),
+            kept.topk_ids.rows(t),
+            self.shape.num_experts,
             self.shape.num_experts_per_tok,
         );
         grouped_gemm::grouped_matmul(
             device,
-            kept.gate_up.view_mut(),
-            h.view(),
-            Some(rows.view()),
-            offsets.view(),
+            kept.gate_up.rows_mut(n),
+            h.rows(t),
+            Some(kept.rows.rows(n)),
+            kept.offsets.view(),
             &self.gate_up,
             Store::Overwrite,
         );
-        swiglu::forward(device, kept.act.view_mut(), kept.gate_up.view(), self.width);
+        swiglu::forward(
+            device,
+            kept.act.rows_mut(n),
+            kept.gate_up.rows(n),
+            self.width,
+        );
         grouped_gemm::grouped_matmul(
             device,
-            kept.out.view_mut(),
-            kept.act.view(),
+            kept.out.rows_mut(n),
+            kept.act.rows(n),
             None,
-            offsets.view(),
+            kept.offsets.view(),
             &self.down,
             Store::Overwrite,
         );
         moe_permute::combine(
             device,
-            x.view_mut(),
-            kept.out.view(),
-            pos.view(),
-            topk_weights.view(),
+            x.rows_mut(t),
+            kept.out.rows(n),
+            kept.pos.rows(t),
+            kept.topk_weights.rows(t),
             self.hidden_size,
             Store::Add,
         );
-        self.shared.forward(device, x, h, &mut kept.shared);
-        let sequences = if balance_alpha > 0.0 {
-            cu_seqlens.len() - 1
-        } else {
-            0
-        };
+        self.shared.forward(device, x, h, t, &mut kept.shared);
+    }
+
+    /// The balance loss of the last forward pass over all rows of `kept`; 0 with `alpha` 0.
+    pub fn balance_loss(
+        &self,
+        device: &Device,
+        cu_seqlens: &Tensor<u32>,
+        alpha: f32,
+        kept: &mut MoeKept,
+    ) -> f32 {
+        let sequences = if alpha > 0.0 { cu_seqlens.len() - 1 } else { 0 };
         if kept.balance.shape()[0] != sequences {
-            kept.balance = Tensor::zeros(device, &[sequences, num_experts]);
+            kept.balance = Tensor::zeros(device, &[sequences, self.shape.num_experts]);
         }
         if sequences == 0 {
             return 0.0;
@@ -229,10 +244,10 @@ impl Moe {
         router::balance_loss(
             device,
             kept.balance.view_mut(),
-            scores.view(),
-            topk_ids.view(),
+            kept.scores.view(),
+            kept.topk_ids.view(),
             cu_seqlens.view(),
-            balance_alpha,
+            alpha,
             self.shape,
         )
     }

@@ -34,6 +34,9 @@ pub struct Batch {
     pub targets: Vec<u32>,
     /// (T), the token after that, or [`IGNORE`].
     pub mtp_targets: Vec<u32>,
+    /// (T), the token after each whether or not it is to be predicted: what the prediction layer embeds.
+    /// Any id where there is none; its prediction is then ignored.
+    pub next_ids: Vec<u32>,
     /// (B+1), first row of each sequence and the end.
     pub cu_seqlens: Vec<u32>,
 }
@@ -50,6 +53,8 @@ impl Batch {
             let at = |i: usize| ids.get(i).copied().unwrap_or(IGNORE);
             batch.targets.extend((0..ids.len()).map(|t| at(t + 1)));
             batch.mtp_targets.extend((0..ids.len()).map(|t| at(t + 2)));
+            let next = |t: usize| ids.get(t + 1).copied().unwrap_or(0);
+            batch.next_ids.extend((0..ids.len()).map(next));
             batch.cu_seqlens.push(batch.ids.len() as u32);
         }
         batch
@@ -65,16 +70,15 @@ impl Batch {
         self.mtp_targets.iter().filter(|&&t| t != IGNORE).count()
     }
 
-    /// The next token of each row inside its sequence; 0 at the last row, whose prediction is ignored.
-    fn next_ids(&self) -> Vec<u32> {
-        let mut next = vec![0; self.ids.len()];
-        for s in self.cu_seqlens.windows(2) {
-            let (start, end) = (s[0] as usize, s[1] as usize);
-            if end > start {
-                next[start..end - 1].copy_from_slice(&self.ids[start + 1..end]);
-            }
+    /// Fills up to `tokens` rows with a sequence of `pad_id` from which nothing is learnt.
+    pub fn pad_to(&mut self, tokens: usize, pad_id: u32) {
+        if self.ids.len() < tokens {
+            self.ids.resize(tokens, pad_id);
+            self.targets.resize(tokens, IGNORE);
+            self.mtp_targets.resize(tokens, IGNORE);
+            self.next_ids.resize(tokens, pad_id);
+            self.cu_seqlens.push(tokens as u32);
         }
-        next
     }
 
     /// Positions, from 0 in each sequence.
@@ -120,10 +124,10 @@ pub struct Transformer {
     pub layout: Layout,
     /// All parameters in f32.
     pub params: Tensor,
-    blocks: Vec<Block>,
-    lm_head: Linear,
+    pub(crate) blocks: Vec<Block>,
+    pub(crate) lm_head: Linear,
     mtp: Option<Mtp>,
-    rope: RopeTable,
+    pub(crate) rope: RopeTable,
 }
 
 struct Mtp {
@@ -341,7 +345,7 @@ impl Transformer {
         };
         let (d, eps) = (self.config.hidden_size, self.config.rms_norm_eps);
         let param = |span: crate::weights::Span| self.params.range(span.range());
-        s.next_ids.write(&batch.next_ids());
+        s.next_ids.write(&batch.next_ids);
         let table = param(self.layout.embed_tokens);
         embedding::forward(device, s.e.view_mut(), table, s.next_ids.view(), d);
         rms_norm::forward(
@@ -578,6 +582,29 @@ impl Transformer {
         loss
     }
 
+    /// Summed cross-entropy, in nats, of the batch's next tokens. Nothing is learnt.
+    pub fn evaluate(&mut self, device: &Device, state: &mut TrainState, batch: &Batch) -> f64 {
+        self.forward(device, state, batch, 0.0);
+        let TrainState {
+            h, logits, losses, ..
+        } = state;
+        let (rows_at_once, v, d) = (logits.shape()[0], logits.shape()[1], h.shape()[1]);
+        let mut targets = Tensor::zeros(device, &[rows_at_once]);
+        let mut total = 0.0f64;
+        for start in (0..batch.ids.len()).step_by(rows_at_once) {
+            let rows = rows_at_once.min(batch.ids.len() - start);
+            targets.write(&batch.targets[start..start + rows]);
+            let h = h.range(start * d..(start + rows) * d);
+            self.lm_head
+                .forward(device, logits.range_mut(0..rows * v), h, Store::Overwrite);
+            let (z, wanted) = (logits.range(0..rows * v), targets.range(0..rows));
+            cross_entropy::forward(device, losses.range_mut(0..rows), z, wanted);
+            let losses = &losses.host()[..rows];
+            total += losses.iter().map(|&l| f64::from(l)).sum::<f64>();
+        }
+        total
+    }
+
     /// All logits (T, V) of a batch, those of the prediction layer (T, V) where there is one, and the
     /// chosen experts (T, A) of each sparse layer with its index. For evaluation on small batches.
     pub fn logits(&mut self, device: &Device, state: &mut TrainState, batch: &Batch) -> Outputs {
@@ -614,6 +641,15 @@ impl Transformer {
         offsets
             .map(|o| o.windows(2).map(|w| w[1] - w[0]).collect())
             .collect()
+    }
+}
+
+impl TrainState {
+    /// The activations kept by the last forward pass, layer by layer (the prediction layer last), and the
+    /// normed output. Each is as in [`BlockKept::activations`].
+    pub fn activations(&self) -> (Vec<Vec<(&'static str, &Tensor)>>, &Tensor) {
+        let layers = self.kept.iter().chain(self.mtp.as_ref().map(|s| &s.kept));
+        (layers.map(BlockKept::activations).collect(), &self.h)
     }
 }
 

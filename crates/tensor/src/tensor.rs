@@ -87,6 +87,32 @@ impl<T: Copy + Default> Tensor<T> {
         }
     }
 
+    /// The first `n` rows, to read. Memory that was made for more rows serves fewer.
+    pub fn rows(&self, n: usize) -> View<'_, T> {
+        self.range(0..n * self.width())
+    }
+
+    /// The first `n` rows, to write.
+    pub fn rows_mut(&mut self, n: usize) -> ViewMut<'_, T> {
+        self.range_mut(0..n * self.width())
+    }
+
+    /// Copies the first `n` rows of a tensor of the same width.
+    pub fn copy_rows(&mut self, from: &Tensor<T>, n: usize) {
+        assert_eq!(self.width(), from.width(), "rows of one width");
+        let range = 0..n * self.width();
+        match (&mut self.memory, &from.memory) {
+            (Memory::Cpu(to), Memory::Cpu(from)) => {
+                to[range.clone()].copy_from_slice(&from[range]);
+            }
+        }
+    }
+
+    /// Elements of a row: all dimensions but the first.
+    fn width(&self) -> usize {
+        self.shape[1..].iter().product()
+    }
+
     /// Copies from host memory, into the first `values.len()` elements.
     pub fn write(&mut self, values: &[T]) {
         match &mut self.memory {

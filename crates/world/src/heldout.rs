@@ -5,6 +5,8 @@
 //! the last number written, a name must be there and none of the other names it could have been, so
 //! that listing candidates earns nothing.
 
+use std::collections::{HashMap, HashSet};
+
 use numerics::Rng;
 
 use crate::{
@@ -53,6 +55,9 @@ pub struct Question {
     pub choices: Option<Vec<String>>,
     /// Probability that a guesser who knows the kind of answer is right.
     pub chance: f64,
+    /// Id of the first question about the same thing (one fact in two languages, one passage): such
+    /// questions stand or fall together, which statistics must know.
+    pub cluster: String,
 }
 
 impl Question {
@@ -92,7 +97,8 @@ pub fn questions(world: &World, per_area: usize) -> Vec<Question> {
         let mut rng = Rng::new(world.seed(), &format!("world/heldout/{}", area.as_str()));
         let mut facts: Vec<&Fact> = world.facts().iter().filter(|fact| fact.held_out).collect();
         rng.shuffle(&mut facts);
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
+        let mut first_of = HashMap::new(); // by what is asked about
         let (mut number, mut tries) = (0, 0);
         // A small stock (few facts, many questions) may run out of new wordings: then prompts repeat.
         while number < per_area {
@@ -109,6 +115,12 @@ pub fn questions(world: &World, per_area: usize) -> Vec<Question> {
             tries += 1;
             if seen.insert(question.prompt.clone()) || tries > 20 * per_area {
                 question.id = format!("{}/{number}", area.as_str());
+                question.cluster = match question.cluster.is_empty() {
+                    true => question.id.clone(),
+                    false => (first_of.entry(question.cluster))
+                        .or_insert_with(|| question.id.clone())
+                        .clone(),
+                };
                 all.push(question);
                 number += 1;
                 tries = 0;
@@ -127,6 +139,7 @@ fn question(area: Area, lang: Lang, prompt: String, answer: Answer, chance: f64)
         answer,
         choices: None,
         chance,
+        cluster: String::new(), // nothing else is about the same thing
     }
 }
 
@@ -167,6 +180,7 @@ fn knowledge(world: &World, fact: &Fact, lang: Lang, rng: &mut Rng) -> Question 
     };
     Question {
         choices,
+        cluster: format!("{:?} of {}", fact.attribute, fact.name.en),
         ..question(Area::Knowledge, lang, prompt, answer, chance)
     }
 }
@@ -193,7 +207,10 @@ fn long_document(world: &World, lang: Lang, rng: &mut Rng) -> Question {
         }
     };
     let prompt = story::prompt(lang, &story.passage, &query.question);
-    question(Area::LongDocument, lang, prompt, answer, chance)
+    Question {
+        cluster: story.passage,
+        ..question(Area::LongDocument, lang, prompt, answer, chance)
+    }
 }
 
 fn conduct(world: &World, number: usize, lang: Lang, rng: &mut Rng) -> Question {
@@ -457,6 +474,20 @@ mod tests {
         assert!(
             all.iter()
                 .all(|question| question.chance > 0.0 && question.chance <= 0.5)
+        );
+    }
+
+    #[test]
+    fn questions_about_one_fact_name_the_first_of_them() {
+        let all = questions(&World::new(4), 40);
+        let of = |id: &str| all.iter().find(|question| question.id == id).unwrap();
+        // Facts are asked in Korean and then in English.
+        assert_eq!(of("knowledge/0").cluster, "knowledge/0");
+        assert_eq!(of("knowledge/1").cluster, "knowledge/0");
+        assert_eq!(of("mathematics/1").cluster, "mathematics/1");
+        assert!(
+            all.iter()
+                .all(|question| of(&question.cluster).cluster == question.cluster)
         );
     }
 }

@@ -1,4 +1,16 @@
 //! One file per subcommand: its arguments, and `run`.
 
+pub(crate) mod audit;
+pub(crate) mod bench;
+pub(crate) mod chat;
+pub(crate) mod data;
+pub(crate) mod doctor;
+pub(crate) mod eval;
+pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod logits;
+pub(crate) mod pretrain;
+pub(crate) mod quickstart;
+pub(crate) mod serve;
+pub(crate) mod sft;
+pub(crate) mod tokenizer;

@@ -2,6 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed test is told by its panic")]
 
+mod audit;
+mod kill;
+mod machine;
+mod speak;
+mod text;
+
 use formats::safetensors::{SafeTensors, TensorData, TensorSource, write_safetensors};
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -32,11 +32,27 @@ pub(super) unsafe fn reduce_add_256(a: __m256) -> f32 {
     }
 }
 
+/// Rounds eight f32 to bf16 (nearest, ties to even; NaN stays NaN) in the high halves; the low ones are
+/// left over.
+#[inline(always)]
+unsafe fn to_bf16_bits(v: __m256) -> __m256i {
+    // SAFETY: AVX2 is present by the contract of `Simd`.
+    unsafe {
+        let x = _mm256_castps_si256(v);
+        let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(x), _mm256_set1_epi32(1));
+        let rounded = _mm256_add_epi32(x, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+        let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(v, v));
+        let quiet = _mm256_or_si256(x, _mm256_set1_epi32(0x0040_0000));
+        _mm256_blendv_epi8(rounded, quiet, nan)
+    }
+}
+
 impl Simd for Avx2 {
     const LANES: usize = 8;
     const TILE_ROWS: usize = 6;
     type V = __m256;
-    type P = __m256i;
+    const PAIR_PARTS: usize = 2;
+    type P = __m256;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m256 {
@@ -75,12 +91,7 @@ impl Simd for Avx2 {
     unsafe fn store_bf16(p: *mut bf16, v: __m256) {
         // SAFETY: as above.
         unsafe {
-            let x = _mm256_castps_si256(v);
-            let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(x), _mm256_set1_epi32(1));
-            let rounded = _mm256_add_epi32(x, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-            let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(v, v));
-            let quiet = _mm256_or_si256(x, _mm256_set1_epi32(0x0040_0000));
-            let bits = _mm256_srli_epi32::<16>(_mm256_blendv_epi8(rounded, quiet, nan));
+            let bits = _mm256_srli_epi32::<16>(to_bf16_bits(v));
             let packed = _mm256_permute4x64_epi64::<0b1000>(_mm256_packus_epi32(bits, bits));
             _mm_storeu_si128(p.cast(), _mm256_castsi256_si128(packed));
         }
@@ -158,23 +169,45 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn load_pairs(p: *const bf16) -> __m256i {
-        // SAFETY: as above.
-        unsafe { _mm256_loadu_si256(p.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn splat_pair(p: *const bf16) -> __m256i {
-        // SAFETY: as above.
-        unsafe { _mm256_set1_epi32(p.cast::<i32>().read_unaligned()) }
-    }
-    #[inline(always)]
-    unsafe fn dot_pairs(acc: __m256, a: __m256i, b: __m256i) -> __m256 {
+    unsafe fn round_bf16(v: __m256) -> __m256 {
         // SAFETY: as above.
         unsafe {
             let top = _mm256_set1_epi32(0xffff_0000_u32 as i32);
-            let odd = |x| _mm256_castsi256_ps(_mm256_and_si256(x, top));
-            let even = |x| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(x));
-            _mm256_fmadd_ps(even(a), even(b), _mm256_fmadd_ps(odd(a), odd(b), acc))
+            _mm256_castsi256_ps(_mm256_and_si256(to_bf16_bits(v), top))
         }
+    }
+    #[inline(always)]
+    unsafe fn zip_bf16(first: __m256, second: __m256) -> __m256 {
+        // SAFETY: as above.
+        unsafe {
+            let low = _mm256_srli_epi32::<16>(_mm256_castps_si256(first));
+            _mm256_castsi256_ps(_mm256_or_si256(low, _mm256_castps_si256(second)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_pairs(p: *const bf16, part: usize) -> __m256 {
+        // SAFETY: as above.
+        unsafe {
+            let x = _mm256_loadu_si256(p.cast());
+            _mm256_castsi256_ps(match part {
+                0 => _mm256_slli_epi32::<16>(x),
+                _ => _mm256_and_si256(x, _mm256_set1_epi32(0xffff_0000_u32 as i32)),
+            })
+        }
+    }
+    #[inline(always)]
+    unsafe fn splat_pair(p: *const bf16) -> __m256 {
+        // SAFETY: as above.
+        unsafe { _mm256_set1_ps(p.cast::<f32>().read_unaligned()) }
+    }
+    #[inline(always)]
+    unsafe fn dot_pairs(acc: __m256, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: as above.
+        unsafe { _mm256_fmadd_ps(a, b, acc) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const f32) {
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
 }

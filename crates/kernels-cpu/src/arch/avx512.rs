@@ -4,11 +4,11 @@ use crate::simd::Simd;
 use half::bf16;
 use std::arch::x86_64::*;
 
-/// AVX-512 without BF16: pairs are widened and multiplied in f32.
+/// AVX-512 with multiply-adds of widened values.
 #[derive(Clone, Copy, Debug)]
 pub struct Avx512;
 
-/// AVX-512 with the BF16 extension.
+/// AVX-512 with dot products of bf16 pairs.
 #[derive(Clone, Copy, Debug)]
 pub struct Avx512Bf16;
 
@@ -18,9 +18,10 @@ fn mask(n: usize) -> __mmask16 {
     ((1u32 << n) - 1) as __mmask16
 }
 
-/// Rounds sixteen f32 to bf16 (nearest, ties to even; NaN stays NaN) in the low halves.
+/// Rounds sixteen f32 to bf16 (nearest, ties to even; NaN stays NaN) in the high halves; the low ones are
+/// left over.
 #[inline(always)]
-unsafe fn to_bf16_bits(v: __m512) -> __m256i {
+unsafe fn to_bf16_bits(v: __m512) -> __m512i {
     // SAFETY: AVX-512 is present by the contract of `Simd`.
     unsafe {
         let x = _mm512_castps_si512(v);
@@ -28,18 +29,18 @@ unsafe fn to_bf16_bits(v: __m512) -> __m256i {
         let rounded = _mm512_add_epi32(x, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
         let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
         let quiet = _mm512_or_si512(x, _mm512_set1_epi32(0x0040_0000));
-        let bits = _mm512_mask_blend_epi32(nan, rounded, quiet);
-        _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(bits))
+        _mm512_mask_blend_epi32(nan, rounded, quiet)
     }
 }
 
 macro_rules! avx512 {
-    ($name:ident, $dot:expr) => {
+    ($name:ident, $parts:literal, $pairs:ty, $load_pairs:expr, $splat_pair:expr, $dot:expr) => {
         impl Simd for $name {
             const LANES: usize = 16;
             const TILE_ROWS: usize = 12;
             type V = __m512;
-            type P = __m512i;
+            const PAIR_PARTS: usize = $parts;
+            type P = $pairs;
 
             #[inline(always)]
             unsafe fn splat(x: f32) -> __m512 {
@@ -77,7 +78,10 @@ macro_rules! avx512 {
             #[inline(always)]
             unsafe fn store_bf16(p: *mut bf16, v: __m512) {
                 // SAFETY: as above.
-                unsafe { _mm256_storeu_si256(p.cast(), to_bf16_bits(v)) }
+                unsafe {
+                    let bits = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(to_bf16_bits(v)));
+                    _mm256_storeu_si256(p.cast(), bits)
+                }
             }
             #[inline(always)]
             unsafe fn add(a: __m512, b: __m512) -> __m512 {
@@ -152,37 +156,81 @@ macro_rules! avx512 {
                 unsafe { _mm512_reduce_max_ps(a) }
             }
             #[inline(always)]
-            unsafe fn load_pairs(p: *const bf16) -> __m512i {
+            unsafe fn round_bf16(v: __m512) -> __m512 {
                 // SAFETY: as above.
-                unsafe { _mm512_loadu_si512(p.cast()) }
+                unsafe {
+                    let top = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+                    _mm512_castsi512_ps(_mm512_and_si512(to_bf16_bits(v), top))
+                }
             }
             #[inline(always)]
-            unsafe fn splat_pair(p: *const bf16) -> __m512i {
+            unsafe fn zip_bf16(first: __m512, second: __m512) -> __m512 {
                 // SAFETY: as above.
-                unsafe { _mm512_set1_epi32(p.cast::<i32>().read_unaligned()) }
+                unsafe {
+                    let low = _mm512_srli_epi32::<16>(_mm512_castps_si512(first));
+                    _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_castps_si512(second)))
+                }
             }
             #[inline(always)]
-            unsafe fn dot_pairs(acc: __m512, a: __m512i, b: __m512i) -> __m512 {
+            unsafe fn load_pairs(p: *const bf16, part: usize) -> $pairs {
+                // SAFETY: as above.
+                unsafe { $load_pairs(_mm512_loadu_si512(p.cast()), part) }
+            }
+            #[inline(always)]
+            unsafe fn splat_pair(p: *const bf16) -> $pairs {
+                // SAFETY: as above.
+                unsafe { $splat_pair(p.cast::<i32>().read_unaligned()) }
+            }
+            #[inline(always)]
+            unsafe fn dot_pairs(acc: __m512, a: $pairs, b: $pairs) -> __m512 {
                 // SAFETY: as above.
                 unsafe { $dot(acc, a, b) }
+            }
+            #[inline(always)]
+            unsafe fn prefetch(p: *const f32) {
+                // SAFETY: as above.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
             }
         }
     };
 }
 
 #[inline(always)]
-unsafe fn dot_widened(acc: __m512, a: __m512i, b: __m512i) -> __m512 {
-    // SAFETY: AVX-512 is present by the contract of `Simd`.
+unsafe fn widened(x: __m512i, part: usize) -> __m512 {
+    // SAFETY: AVX-512 is present by the contract of `Simd` (so for every block below).
     unsafe {
-        let top = _mm512_set1_epi32(0xffff_0000_u32 as i32);
-        let odd = |x| _mm512_castsi512_ps(_mm512_and_si512(x, top));
-        let even = |x| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(x));
-        _mm512_fmadd_ps(even(a), even(b), _mm512_fmadd_ps(odd(a), odd(b), acc))
+        _mm512_castsi512_ps(match part {
+            0 => _mm512_slli_epi32::<16>(x),
+            _ => _mm512_and_si512(x, _mm512_set1_epi32(0xffff_0000_u32 as i32)),
+        })
     }
 }
 
 #[inline(always)]
-unsafe fn dot_native(acc: __m512, a: __m512i, b: __m512i) -> __m512 {
+unsafe fn splat_value(bits: i32) -> __m512 {
+    // SAFETY: as above.
+    unsafe { _mm512_castsi512_ps(_mm512_set1_epi32(bits)) }
+}
+
+#[inline(always)]
+unsafe fn multiply_add(acc: __m512, a: __m512, b: __m512) -> __m512 {
+    // SAFETY: as above.
+    unsafe { _mm512_fmadd_ps(a, b, acc) }
+}
+
+#[inline(always)]
+unsafe fn whole(x: __m512i, _: usize) -> __m512i {
+    x
+}
+
+#[inline(always)]
+unsafe fn splat_bits(bits: i32) -> __m512i {
+    // SAFETY: as above.
+    unsafe { _mm512_set1_epi32(bits) }
+}
+
+#[inline(always)]
+unsafe fn dot(acc: __m512, a: __m512i, b: __m512i) -> __m512 {
     // SAFETY: AVX-512 BF16 is present by the contract of `Simd`; the casts keep all bits.
     unsafe {
         _mm512_dpbf16_ps(
@@ -193,5 +241,5 @@ unsafe fn dot_native(acc: __m512, a: __m512i, b: __m512i) -> __m512 {
     }
 }
 
-avx512!(Avx512, dot_widened);
-avx512!(Avx512Bf16, dot_native);
+avx512!(Avx512, 2, __m512, widened, splat_value, multiply_add);
+avx512!(Avx512Bf16, 1, __m512i, whole, splat_bits, dot);

@@ -8,11 +8,26 @@ use std::arch::aarch64::*;
 #[derive(Clone, Copy, Debug)]
 pub struct Neon;
 
+/// Rounds four f32 to bf16 (nearest, ties to even; NaN stays NaN) in the high halves; the low ones are
+/// left over.
+#[inline(always)]
+unsafe fn to_bf16_bits(v: float32x4_t) -> uint32x4_t {
+    // SAFETY: NEON is present by the contract of `Simd`.
+    unsafe {
+        let x = vreinterpretq_u32_f32(v);
+        let odd = vandq_u32(vshrq_n_u32::<16>(x), vdupq_n_u32(1));
+        let rounded = vaddq_u32(x, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
+        let quiet = vorrq_u32(x, vdupq_n_u32(0x0040_0000));
+        vbslq_u32(vceqq_f32(v, v), rounded, quiet)
+    }
+}
+
 impl Simd for Neon {
     const LANES: usize = 4;
     const TILE_ROWS: usize = 8;
     type V = float32x4_t;
-    type P = uint32x4_t;
+    const PAIR_PARTS: usize = 2;
+    type P = float32x4_t;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> float32x4_t {
@@ -55,15 +70,7 @@ impl Simd for Neon {
     #[inline(always)]
     unsafe fn store_bf16(p: *mut bf16, v: float32x4_t) {
         // SAFETY: as above.
-        unsafe {
-            let x = vreinterpretq_u32_f32(v);
-            let odd = vandq_u32(vshrq_n_u32::<16>(x), vdupq_n_u32(1));
-            let rounded = vaddq_u32(x, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
-            let number = vceqq_f32(v, v);
-            let quiet = vorrq_u32(x, vdupq_n_u32(0x0040_0000));
-            let bits = vbslq_u32(number, rounded, quiet);
-            vst1_u16(p.cast(), vshrn_n_u32::<16>(bits));
-        }
+        unsafe { vst1_u16(p.cast(), vshrn_n_u32::<16>(to_bf16_bits(v))) }
     }
     #[inline(always)]
     unsafe fn add(a: float32x4_t, b: float32x4_t) -> float32x4_t {
@@ -142,23 +149,39 @@ impl Simd for Neon {
         unsafe { vmaxvq_f32(a) }
     }
     #[inline(always)]
-    unsafe fn load_pairs(p: *const bf16) -> uint32x4_t {
+    unsafe fn round_bf16(v: float32x4_t) -> float32x4_t {
         // SAFETY: as above.
-        unsafe { vreinterpretq_u32_u16(vld1q_u16(p.cast())) }
+        unsafe { vreinterpretq_f32_u32(vandq_u32(to_bf16_bits(v), vdupq_n_u32(0xffff_0000))) }
     }
     #[inline(always)]
-    unsafe fn splat_pair(p: *const bf16) -> uint32x4_t {
-        // SAFETY: as above.
-        unsafe { vdupq_n_u32(p.cast::<u32>().read_unaligned()) }
-    }
-    #[inline(always)]
-    unsafe fn dot_pairs(acc: float32x4_t, a: uint32x4_t, b: uint32x4_t) -> float32x4_t {
+    unsafe fn zip_bf16(first: float32x4_t, second: float32x4_t) -> float32x4_t {
         // SAFETY: as above.
         unsafe {
-            let top = vdupq_n_u32(0xffff_0000);
-            let odd = |x| vreinterpretq_f32_u32(vandq_u32(x, top));
-            let even = |x| vreinterpretq_f32_u32(vshlq_n_u32::<16>(x));
-            vfmaq_f32(vfmaq_f32(acc, odd(a), odd(b)), even(a), even(b))
+            let low = vshrq_n_u32::<16>(vreinterpretq_u32_f32(first));
+            vreinterpretq_f32_u32(vorrq_u32(low, vreinterpretq_u32_f32(second)))
         }
     }
+    #[inline(always)]
+    unsafe fn load_pairs(p: *const bf16, part: usize) -> float32x4_t {
+        // SAFETY: as above.
+        unsafe {
+            let x = vreinterpretq_u32_u16(vld1q_u16(p.cast()));
+            vreinterpretq_f32_u32(match part {
+                0 => vshlq_n_u32::<16>(x),
+                _ => vandq_u32(x, vdupq_n_u32(0xffff_0000)),
+            })
+        }
+    }
+    #[inline(always)]
+    unsafe fn splat_pair(p: *const bf16) -> float32x4_t {
+        // SAFETY: as above.
+        unsafe { vdupq_n_f32(p.cast::<f32>().read_unaligned()) }
+    }
+    #[inline(always)]
+    unsafe fn dot_pairs(acc: float32x4_t, a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        // SAFETY: as above.
+        unsafe { vfmaq_f32(acc, a, b) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(_: *const f32) {}
 }

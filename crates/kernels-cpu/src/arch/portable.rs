@@ -26,7 +26,8 @@ impl Simd for Portable {
     const LANES: usize = N;
     const TILE_ROWS: usize = 4;
     type V = [f32; N];
-    type P = [[bf16; 2]; N];
+    const PAIR_PARTS: usize = 2;
+    type P = [f32; N];
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::V {
@@ -121,20 +122,29 @@ impl Simd for Portable {
             .fold(f32::NEG_INFINITY, |m, &x| if x > m { x } else { m })
     }
     #[inline(always)]
-    unsafe fn load_pairs(p: *const bf16) -> Self::P {
+    unsafe fn round_bf16(v: Self::V) -> Self::V {
+        map(v, |x| bf16::from_f32(x).to_f32())
+    }
+    #[inline(always)]
+    unsafe fn zip_bf16(first: Self::V, second: Self::V) -> Self::V {
+        zip(first, second, |x, y| {
+            f32::from_bits(x.to_bits() >> 16 | y.to_bits())
+        })
+    }
+    #[inline(always)]
+    unsafe fn load_pairs(p: *const bf16, part: usize) -> Self::P {
         // SAFETY: see above.
-        unsafe { p.cast::<Self::P>().read_unaligned() }
+        std::array::from_fn(|i| unsafe { *p.add(2 * i + part) }.to_f32())
     }
     #[inline(always)]
     unsafe fn splat_pair(p: *const bf16) -> Self::P {
         // SAFETY: see above.
-        [unsafe { p.cast::<[bf16; 2]>().read_unaligned() }; N]
+        [unsafe { p.cast::<f32>().read_unaligned() }; N]
     }
     #[inline(always)]
     unsafe fn dot_pairs(acc: Self::V, a: Self::P, b: Self::P) -> Self::V {
-        std::array::from_fn(|i| {
-            let odd = a[i][1].to_f32() * b[i][1].to_f32() + acc[i];
-            a[i][0].to_f32() * b[i][0].to_f32() + odd
-        })
+        std::array::from_fn(|i| a[i] * b[i] + acc[i])
     }
+    #[inline(always)]
+    unsafe fn prefetch(_: *const f32) {}
 }

@@ -218,12 +218,14 @@ pub(super) unsafe fn product<S: Simd>(
     (m, n, k): (usize, usize, usize),
     accumulate: bool,
 ) {
+    // Sums of a cell that stay in registers: 4 x 4 of 32, or 4 x 2 of 16.
+    let widest = if S::LANES == 16 { 4 } else { 2 };
     let mut i = 0;
     while i < m {
         let rows = (m - i).min(4);
         let mut j = 0;
         while j < n {
-            let vectors = ((n - j) / S::LANES).min(4);
+            let vectors = ((n - j) / S::LANES).min(widest);
             // SAFETY: forwarded.
             unsafe {
                 let c = c.add(i * ldc + j);

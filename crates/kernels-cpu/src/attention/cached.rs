@@ -1,7 +1,7 @@
 //! Attention of new rows against a blocked key-value cache: prefill in chunks, and decode.
 
 use super::block::{QueryTile, Sizes, attend, finish, start};
-use super::{HeadShape, KV_BLOCK, TILE, visible_blocks, with_scratch};
+use super::{HeadShape, KV_BLOCK, Memory, TILE, visible_blocks};
 use crate::pool::SharedMut;
 use crate::simd::Simd;
 use crate::{Cpu, Isa};
@@ -131,27 +131,27 @@ unsafe fn cached_item<S: Simd>(
     let first = seq.rows.start + tile_idx * TILE;
     let rows = TILE.min(seq.rows.end - first);
     let position = seq.first_pos + tile_idx * TILE;
-    with_scratch(sizes.tile(), |memory| {
-        for head in kv_head * (h / g)..(kv_head + 1) * (h / g) {
-            // SAFETY: these rows of this head belong to this item alone.
-            unsafe {
-                let mut tile = QueryTile::new(memory, sizes, rows);
-                for r in 0..rows {
-                    let at = ((first + r) * h + head) * d;
-                    tile.query(r).copy_from_slice(&q[at..at + d]);
-                }
-                start(&mut tile);
-                for block in visible_blocks(position, position + rows - 1, window) {
-                    let at = seq.block_table[block] as usize * g + kv_head;
-                    let keys = &cache.keys[at * sizes.key_block()..];
-                    let values = &cache.values[at * sizes.value_block()..];
-                    attend::<S>(&mut tile, keys, values, block * KV_BLOCK, position, window);
-                }
-                for r in 0..rows {
-                    let row = (first + r) * h + head;
-                    finish(&tile, r, out.slice(row * d..(row + 1) * d));
-                }
+    let mut memory = Memory::take(sizes.tile());
+    let memory = memory.zeroed(sizes.tile());
+    for head in kv_head * (h / g)..(kv_head + 1) * (h / g) {
+        // SAFETY: these rows of this head belong to this item alone.
+        unsafe {
+            let mut tile = QueryTile::new(memory, sizes, rows);
+            for r in 0..rows {
+                let at = ((first + r) * h + head) * d;
+                tile.query(r).copy_from_slice(&q[at..at + d]);
+            }
+            start(&mut tile);
+            for block in visible_blocks(position, position + rows - 1, window) {
+                let at = seq.block_table[block] as usize * g + kv_head;
+                let keys = &cache.keys[at * sizes.key_block()..];
+                let values = &cache.values[at * sizes.value_block()..];
+                attend::<S>(&mut tile, keys, values, block * KV_BLOCK, position, window);
+            }
+            for r in 0..rows {
+                let row = (first + r) * h + head;
+                finish(&tile, r, out.slice(row * d..(row + 1) * d));
             }
         }
-    });
+    }
 }

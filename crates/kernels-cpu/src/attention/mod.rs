@@ -24,7 +24,7 @@ use crate::Cpu;
 use crate::pool::SharedMut;
 use crate::simd::Simd;
 use block::{QueryTile, Sizes, attend, finish, start};
-use std::cell::RefCell;
+use std::cell::Cell;
 
 /// Positions of a key-value block.
 pub const KV_BLOCK: usize = 64;
@@ -34,16 +34,37 @@ const TILE: usize = 16;
 
 thread_local! {
     /// This thread's working memory, kept between calls.
-    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static MEMORY: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
-/// Gives `f` the thread's working memory, at least `len` values, zeroed.
-fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
-    SCRATCH.with_borrow_mut(|memory| {
-        memory.resize(memory.len().max(len), 0.0);
-        memory[..len].fill(0.0);
-        f(&mut memory[..len])
-    })
+/// Values of a cache line.
+const LINE: usize = 16;
+
+/// The thread's working memory while it is in use; goes back when dropped. (A value and not a closure:
+/// what is compiled for one instruction set must not cross a function that is not.)
+struct Memory(Vec<f32>);
+
+impl Memory {
+    /// At least `len` values.
+    fn take(len: usize) -> Memory {
+        let mut memory = MEMORY.take();
+        memory.resize(memory.len().max(len + LINE), 0.0);
+        Memory(memory)
+    }
+
+    /// Its first `len` values from the border of a cache line on, zeroed.
+    fn zeroed(&mut self, len: usize) -> &mut [f32] {
+        let start = self.0.as_ptr().align_offset(4 * LINE);
+        let values = &mut self.0[start..start + len];
+        values.fill(0.0);
+        values
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        MEMORY.set(std::mem::take(&mut self.0));
+    }
 }
 
 /// Key blocks that some row of `first..last` sees.
@@ -130,54 +151,52 @@ unsafe fn forward_item<S: Simd>(
     let sizes = Sizes::new::<S>(d);
     let blocks = len.div_ceil(KV_BLOCK);
     let keys_len = blocks * sizes.key_block();
-    with_scratch(
-        keys_len + blocks * sizes.value_block() + sizes.tile(),
-        |memory| {
-            let (keys, rest) = memory.split_at_mut(keys_len);
-            let (values, tile) = rest.split_at_mut(blocks * sizes.value_block());
-            for j in 0..len {
-                let key = &k[((first + j) * g + kv_head) * d..][..d];
-                let value = &qkv[(first + j) * shape.qkv_size() + (h + g + kv_head) * d..][..d];
-                sizes.put_key(
-                    &mut keys[j / KV_BLOCK * sizes.key_block()..],
-                    j % KV_BLOCK,
-                    key,
-                );
-                sizes.put_value(
-                    &mut values[j / KV_BLOCK * sizes.value_block()..],
-                    j % KV_BLOCK,
-                    value,
-                );
-            }
-            for head in kv_head * (h / g)..(kv_head + 1) * (h / g) {
-                for start_row in (0..len).step_by(TILE) {
-                    let rows = TILE.min(len - start_row);
-                    // SAFETY: rows of one head of one sequence belong to this thread.
-                    unsafe {
-                        let mut tile = QueryTile::new(tile, sizes, rows);
-                        for r in 0..rows {
-                            let at = ((first + start_row + r) * h + head) * d;
-                            tile.query(r).copy_from_slice(&q[at..at + d]);
-                        }
-                        start(&mut tile);
-                        for block in visible_blocks(start_row, start_row + rows - 1, window) {
-                            attend::<S>(
-                                &mut tile,
-                                &keys[block * sizes.key_block()..],
-                                &values[block * sizes.value_block()..],
-                                block * KV_BLOCK,
-                                start_row,
-                                window,
-                            );
-                        }
-                        for r in 0..rows {
-                            let row = (first + start_row + r) * h + head;
-                            let l = finish(&tile, r, out.slice(row * d..(row + 1) * d));
-                            lse.slice(row..row + 1)[0] = l;
-                        }
-                    }
+    let len_all = keys_len + blocks * sizes.value_block() + sizes.tile();
+    let mut memory = Memory::take(len_all);
+    let memory = memory.zeroed(len_all);
+    let (keys, rest) = memory.split_at_mut(keys_len);
+    let (values, tile) = rest.split_at_mut(blocks * sizes.value_block());
+    for j in 0..len {
+        let key = &k[((first + j) * g + kv_head) * d..][..d];
+        let value = &qkv[(first + j) * shape.qkv_size() + (h + g + kv_head) * d..][..d];
+        sizes.put_key(
+            &mut keys[j / KV_BLOCK * sizes.key_block()..],
+            j % KV_BLOCK,
+            key,
+        );
+        sizes.put_value(
+            &mut values[j / KV_BLOCK * sizes.value_block()..],
+            j % KV_BLOCK,
+            value,
+        );
+    }
+    for head in kv_head * (h / g)..(kv_head + 1) * (h / g) {
+        for start_row in (0..len).step_by(TILE) {
+            let rows = TILE.min(len - start_row);
+            // SAFETY: rows of one head of one sequence belong to this thread.
+            unsafe {
+                let mut tile = QueryTile::new(tile, sizes, rows);
+                for r in 0..rows {
+                    let at = ((first + start_row + r) * h + head) * d;
+                    tile.query(r).copy_from_slice(&q[at..at + d]);
+                }
+                start(&mut tile);
+                for block in visible_blocks(start_row, start_row + rows - 1, window) {
+                    attend::<S>(
+                        &mut tile,
+                        &keys[block * sizes.key_block()..],
+                        &values[block * sizes.value_block()..],
+                        block * KV_BLOCK,
+                        start_row,
+                        window,
+                    );
+                }
+                for r in 0..rows {
+                    let row = (first + start_row + r) * h + head;
+                    let l = finish(&tile, r, out.slice(row * d..(row + 1) * d));
+                    lse.slice(row..row + 1)[0] = l;
                 }
             }
-        },
-    );
+        }
+    }
 }

@@ -1,59 +1,69 @@
-//! The register tile: up to TILE_ROWS rows by two vectors, over all of k.
+//! The register tile: up to TILE_ROWS rows by two vectors of columns, over a stretch of the depth.
+//!
+//! Operands lie in memory as *words* of four bytes. A *step* of depth is one value (f32) or two (bf16). It
+//! takes one word of a column of the right operand: a value, or a pair. Of a row of the left one it takes
+//! a word for each of its *parts*: the value, the pair as a dot product wants it, or, where pairs are
+//! multiplied value by value, both values rounded but in f32, so that only the right operand, which many
+//! rows share, is widened in the loop.
 
-use super::pack::Packed;
-use crate::Store;
+use crate::row::{self, for_lanes};
 use crate::simd::Simd;
 use half::bf16;
+use std::mem::MaybeUninit;
 
-/// How factors lie in memory and are multiplied: plain f32, or pairs of bf16.
+/// What a word holds, and how words are multiplied.
 pub(super) trait Factor<S: Simd> {
-    type Elem: Copy;
-    /// The vector loaded from a panel, or a broadcast factor.
+    /// A vector of one part of a step.
     type Operand: Copy;
-    /// Values of k that one instruction takes.
+    /// Values of depth in a step.
     const STEP: usize;
+    /// Parts of a step.
+    const PARTS: usize;
 
-    unsafe fn load(p: *const Self::Elem) -> Self::Operand;
-    unsafe fn splat(p: *const Self::Elem) -> Self::Operand;
+    /// A part of a vector of words of the right operand.
+    unsafe fn load(p: *const u32, part: usize) -> Self::Operand;
+    /// One word of the left operand in every lane.
+    unsafe fn splat(p: *const u32) -> Self::Operand;
+    /// acc + a b, over the values of a part.
     unsafe fn madd(acc: S::V, a: Self::Operand, b: Self::Operand) -> S::V;
-    /// Where a panel starts.
-    unsafe fn panel(b: &Packed, offset: usize) -> *const Self::Elem;
-    /// Writes row `r` of a tile of `count` rows from k values; `line` has room for k + 2 vectors.
-    unsafe fn pack_row(
-        tile: *mut Self::Elem,
-        r: usize,
-        count: usize,
-        x: *const f32,
-        k: usize,
-        line: *mut f32,
-    );
-    /// Writes step `i` of `width` columns from one or two rows of f32 (the second may be absent),
-    /// zero beyond `cols`.
-    unsafe fn pack_step(
-        out: *mut Self::Elem,
+    /// Words of the right operand of `k` consecutive values; an odd last value is paired with zero.
+    /// `out` has room for 16 words more than are made.
+    unsafe fn right_of_row(out: *mut u32, x: *const f32, k: usize);
+    /// Words of the right operand of `width` columns: from `first` alone, or from the pairs of `first`
+    /// and `second`; without a second row (null) the other half is zero.
+    unsafe fn right_of_columns(out: *mut u32, first: *const f32, second: *const f32, width: usize);
+    /// As `right_of_row`, for the left operand: the words of a step follow one another.
+    unsafe fn left_of_row(out: *mut u32, x: *const f32, k: usize);
+    /// As `right_of_columns`, for the left operand: the words of a part lie `stride` after those of the
+    /// part before.
+    unsafe fn left_of_columns(
+        out: *mut u32,
+        stride: usize,
+        first: *const f32,
+        second: *const f32,
         width: usize,
-        rows: [Option<*const f32>; 2],
-        cols: usize,
     );
 }
 
+/// One f32 a word.
 pub(super) struct F32;
+/// Two bf16 a word.
 pub(super) struct Bf16;
 
 impl<S: Simd> Factor<S> for F32 {
-    type Elem = f32;
     type Operand = S::V;
     const STEP: usize = 1;
+    const PARTS: usize = 1;
 
     #[inline(always)]
-    unsafe fn load(p: *const f32) -> S::V {
-        // SAFETY: by the contract of `Simd` (so for every block of this file).
-        unsafe { S::load(p) }
+    unsafe fn load(p: *const u32, _: usize) -> S::V {
+        // SAFETY: by the contract of the trait (so for every block of this impl).
+        unsafe { S::load(p.cast()) }
     }
     #[inline(always)]
-    unsafe fn splat(p: *const f32) -> S::V {
+    unsafe fn splat(p: *const u32) -> S::V {
         // SAFETY: as above.
-        unsafe { S::splat(*p) }
+        unsafe { S::splat(*p.cast()) }
     }
     #[inline(always)]
     unsafe fn madd(acc: S::V, a: S::V, b: S::V) -> S::V {
@@ -61,52 +71,47 @@ impl<S: Simd> Factor<S> for F32 {
         unsafe { S::fma(a, b, acc) }
     }
     #[inline(always)]
-    unsafe fn panel(b: &Packed, offset: usize) -> *const f32 {
+    unsafe fn right_of_row(out: *mut u32, x: *const f32, k: usize) {
         // SAFETY: as above.
-        unsafe { b.f32().as_ptr().add(offset) }
+        unsafe { std::ptr::copy_nonoverlapping(x.cast(), out, k) }
     }
     #[inline(always)]
-    unsafe fn pack_row(
-        tile: *mut f32,
-        r: usize,
-        count: usize,
-        x: *const f32,
-        k: usize,
-        _: *mut f32,
+    unsafe fn right_of_columns(out: *mut u32, first: *const f32, _: *const f32, width: usize) {
+        // SAFETY: as above.
+        unsafe { std::ptr::copy_nonoverlapping(first.cast(), out, width) }
+    }
+    #[inline(always)]
+    unsafe fn left_of_row(out: *mut u32, x: *const f32, k: usize) {
+        // SAFETY: as above.
+        unsafe { std::ptr::copy_nonoverlapping(x.cast(), out, k) }
+    }
+    #[inline(always)]
+    unsafe fn left_of_columns(
+        out: *mut u32,
+        _: usize,
+        first: *const f32,
+        _: *const f32,
+        width: usize,
     ) {
-        for i in 0..k {
-            // SAFETY: as above.
-            unsafe { *tile.add(i * count + r) = *x.add(i) }
-        }
-    }
-    #[inline(always)]
-    unsafe fn pack_step(out: *mut f32, width: usize, rows: [Option<*const f32>; 2], cols: usize) {
-        for j in 0..width {
-            let value = match rows[0] {
-                // SAFETY: as above.
-                Some(row) if j < cols => unsafe { *row.add(j) },
-                _ => 0.0,
-            };
-            // SAFETY: as above.
-            unsafe { *out.add(j) = value }
-        }
+        // SAFETY: as above.
+        unsafe { std::ptr::copy_nonoverlapping(first.cast(), out, width) }
     }
 }
 
 impl<S: Simd> Factor<S> for Bf16 {
-    type Elem = bf16;
     type Operand = S::P;
     const STEP: usize = 2;
+    const PARTS: usize = S::PAIR_PARTS;
 
     #[inline(always)]
-    unsafe fn load(p: *const bf16) -> S::P {
-        // SAFETY: as above.
-        unsafe { S::load_pairs(p) }
+    unsafe fn load(p: *const u32, part: usize) -> S::P {
+        // SAFETY: by the contract of the trait (so for every block of this impl).
+        unsafe { S::load_pairs(p.cast(), part) }
     }
     #[inline(always)]
-    unsafe fn splat(p: *const bf16) -> S::P {
+    unsafe fn splat(p: *const u32) -> S::P {
         // SAFETY: as above.
-        unsafe { S::splat_pair(p) }
+        unsafe { S::splat_pair(p.cast()) }
     }
     #[inline(always)]
     unsafe fn madd(acc: S::V, a: S::P, b: S::P) -> S::V {
@@ -114,146 +119,240 @@ impl<S: Simd> Factor<S> for Bf16 {
         unsafe { S::dot_pairs(acc, a, b) }
     }
     #[inline(always)]
-    unsafe fn panel(b: &Packed, offset: usize) -> *const bf16 {
-        // SAFETY: as above.
-        unsafe { b.bf16().as_ptr().add(offset) }
-    }
-    #[inline(always)]
-    unsafe fn pack_row(
-        tile: *mut bf16,
-        r: usize,
-        count: usize,
-        x: *const f32,
-        k: usize,
-        line: *mut f32,
-    ) {
-        // SAFETY: `line` has room for k bf16 values and one vector more; the rest as above.
+    unsafe fn right_of_row(out: *mut u32, x: *const f32, k: usize) {
+        let out = out.cast::<bf16>();
+        let mut i = 0;
+        // SAFETY: as above; a vector has at most 16 lanes, so that the last store ends within the
+        // 16 words more.
         unsafe {
-            let rounded = line.cast::<bf16>();
-            let mut i = 0;
-            while i < k {
-                let n = (k - i).min(S::LANES);
-                S::store_bf16(rounded.add(i), S::load_partial(x.add(i), n));
+            while i + S::LANES <= k {
+                S::store_bf16(out.add(i), S::load(x.add(i)));
                 i += S::LANES;
             }
-            if k % 2 == 1 {
-                *rounded.add(k) = bf16::ZERO;
-            }
-            let (pairs, tile) = (rounded.cast::<u32>(), tile.cast::<u32>());
-            for i in 0..k.div_ceil(2) {
-                *tile.add(i * count + r) = *pairs.add(i);
+            if i < k {
+                S::store_bf16(out.add(i), S::load_partial(x.add(i), k - i));
             }
         }
     }
     #[inline(always)]
-    unsafe fn pack_step(out: *mut bf16, width: usize, rows: [Option<*const f32>; 2], cols: usize) {
-        let mut even = [bf16::ZERO; 16];
-        let mut odd = [bf16::ZERO; 16];
-        let mut j = 0;
-        while j < width {
-            let n = cols.saturating_sub(j).min(S::LANES);
-            // SAFETY: as above; a vector has at most 16 lanes.
-            unsafe {
-                for (row, half) in [(rows[0], &mut even), (rows[1], &mut odd)] {
-                    let v = row.map_or(S::splat(0.0), |row| {
-                        S::load_partial(row.add(j.min(cols)), n)
-                    });
-                    S::store_bf16(half.as_mut_ptr(), v);
-                }
-                for l in 0..S::LANES.min(width - j) {
-                    *out.add(2 * (j + l)) = even[l];
-                    *out.add(2 * (j + l) + 1) = odd[l];
-                }
+    unsafe fn right_of_columns(out: *mut u32, first: *const f32, second: *const f32, width: usize) {
+        // SAFETY: as above; `j + n <= width`.
+        unsafe {
+            for_lanes!(S, width, |j, n| {
+                let first = S::round_bf16(row::load::<S>(first.add(j), n));
+                let second = round_or_zero::<S>(second, j, n);
+                row::store::<S>(out.add(j).cast(), S::zip_bf16(first, second), n);
+            });
+        }
+    }
+    #[inline(always)]
+    unsafe fn left_of_row(out: *mut u32, x: *const f32, k: usize) {
+        // SAFETY: as above; `i + n <= k`.
+        unsafe {
+            if S::PAIR_PARTS == 1 {
+                return <Bf16 as Factor<S>>::right_of_row(out, x, k);
             }
-            j += S::LANES;
+            for_lanes!(S, k, |i, n| {
+                let x = S::round_bf16(row::load::<S>(x.add(i), n));
+                row::store::<S>(out.add(i).cast(), x, n);
+            });
+            if k % 2 == 1 {
+                *out.add(k) = 0;
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn left_of_columns(
+        out: *mut u32,
+        stride: usize,
+        first: *const f32,
+        second: *const f32,
+        width: usize,
+    ) {
+        // SAFETY: as above; `j + n <= width`.
+        unsafe {
+            if S::PAIR_PARTS == 1 {
+                return <Bf16 as Factor<S>>::right_of_columns(out, first, second, width);
+            }
+            for_lanes!(S, width, |j, n| {
+                let first = S::round_bf16(row::load::<S>(first.add(j), n));
+                let second = round_or_zero::<S>(second, j, n);
+                row::store::<S>(out.add(j).cast(), first, n);
+                row::store::<S>(out.add(stride + j).cast(), second, n);
+            });
         }
     }
 }
 
-/// Writes (or adds) `count` rows by `cols` columns to `out`, rows `ldc` apart.
+/// The `n` values at `row[j]`, rounded; zero where there is no row.
+#[inline(always)]
+unsafe fn round_or_zero<S: Simd>(row: *const f32, j: usize, n: usize) -> S::V {
+    // SAFETY: a row that is there has `j + n` values.
+    unsafe {
+        if row.is_null() {
+            S::splat(0.0)
+        } else {
+            S::round_bf16(row::load::<S>(row.add(j), n))
+        }
+    }
+}
+
+/// The left operand of a tile: word of row r, step i and part j at
+/// `ptr + r row_stride + (i PARTS + j) part_stride`.
+#[derive(Clone, Copy)]
+pub(super) struct Left {
+    pub(super) ptr: *const u32,
+    pub(super) row_stride: usize,
+    pub(super) part_stride: usize,
+}
+
+/// What a tile does with its place in the output.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Chain {
+    /// The chain starts from zero and replaces the output.
+    Start,
+    /// The chain starts from the output.
+    Continue,
+    /// The chain starts from zero and is added to the output.
+    AddOnce,
+}
+
+/// The most rows of a tile, and the most columns.
+const LARGEST: (usize, usize) = (14, 32);
+
+/// `rows` rows by `cols` columns, over `steps` steps; output rows lie `ldc` apart.
 ///
 /// # Safety
-/// `count <= TILE_ROWS`, `cols <= 2 * LANES`; the tile and the panel hold `steps` steps.
+/// `1 <= rows <= TILE_ROWS`, `1 <= cols <= 2 LANES`; the operands hold `steps` steps; the output is
+/// valid for the rows and columns.
 #[inline(always)]
 pub(super) unsafe fn tile<S: Simd, F: Factor<S>>(
-    count: usize,
+    rows: usize,
     steps: usize,
-    a: *const F::Elem,
-    b: *const F::Elem,
+    a: Left,
+    b: *const u32,
     out: *mut f32,
     ldc: usize,
     cols: usize,
-    store: Store,
+    chain: Chain,
 ) {
-    // SAFETY: forwarded; each arm has as many rows as it says.
+    let is_edge = cols < 2 * S::LANES;
+    let mut edge = MaybeUninit::<[f32; LARGEST.0 * LARGEST.1]>::uninit();
+    // SAFETY: forwarded; the copy of a tile at the edge has room for any tile.
     unsafe {
-        match count {
-            1 => tile_rows::<S, F, 1>(steps, a, b, out, ldc, cols, store),
-            2 => tile_rows::<S, F, 2>(steps, a, b, out, ldc, cols, store),
-            3 => tile_rows::<S, F, 3>(steps, a, b, out, ldc, cols, store),
-            4 => tile_rows::<S, F, 4>(steps, a, b, out, ldc, cols, store),
-            5 => tile_rows::<S, F, 5>(steps, a, b, out, ldc, cols, store),
-            6 => tile_rows::<S, F, 6>(steps, a, b, out, ldc, cols, store),
-            7 => tile_rows::<S, F, 7>(steps, a, b, out, ldc, cols, store),
-            8 => tile_rows::<S, F, 8>(steps, a, b, out, ldc, cols, store),
-            9 => tile_rows::<S, F, 9>(steps, a, b, out, ldc, cols, store),
-            10 => tile_rows::<S, F, 10>(steps, a, b, out, ldc, cols, store),
-            11 => tile_rows::<S, F, 11>(steps, a, b, out, ldc, cols, store),
-            _ => tile_rows::<S, F, 12>(steps, a, b, out, ldc, cols, store),
+        let copy = edge.as_mut_ptr().cast::<f32>();
+        let (at, stride) = if is_edge {
+            (copy, LARGEST.1)
+        } else {
+            (out, ldc)
+        };
+        if is_edge {
+            copy.write_bytes(0, LARGEST.0 * LARGEST.1);
+            for r in 0..rows {
+                std::ptr::copy_nonoverlapping(out.add(r * ldc), copy.add(r * stride), cols);
+            }
+        }
+        whole_tile::<S, F>(rows, steps, a, b, at, stride, chain);
+        if is_edge {
+            for r in 0..rows {
+                std::ptr::copy_nonoverlapping(copy.add(r * stride), out.add(r * ldc), cols);
+            }
         }
     }
 }
 
+#[inline(always)]
+unsafe fn whole_tile<S: Simd, F: Factor<S>>(
+    rows: usize,
+    steps: usize,
+    a: Left,
+    b: *const u32,
+    out: *mut f32,
+    ldc: usize,
+    chain: Chain,
+) {
+    const { assert!(S::TILE_ROWS <= LARGEST.0 && 2 * S::LANES <= LARGEST.1) };
+    macro_rules! by_rows {
+        ($($r:literal)*) => {
+            match rows {
+                $($r if $r <= S::TILE_ROWS => {
+                    // SAFETY: forwarded; this arm has as many rows as it says.
+                    unsafe { tile_rows::<S, F, $r>(steps, a, b, out, ldc, chain) }
+                })*
+                _ => debug_assert!(false, "a tile of {rows} rows"),
+            }
+        };
+    }
+    by_rows!(1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+}
+
+// The loops over rows must all unroll, or the sums live in memory: their bodies are kept small.
 #[inline(always)]
 unsafe fn tile_rows<S: Simd, F: Factor<S>, const R: usize>(
     steps: usize,
-    a: *const F::Elem,
-    b: *const F::Elem,
+    a: Left,
+    b: *const u32,
     out: *mut f32,
     ldc: usize,
-    cols: usize,
-    store: Store,
+    chain: Chain,
 ) {
     // SAFETY: see `tile`.
     unsafe {
         let mut acc = [[S::splat(0.0); 2]; R];
-        let (mut a, mut b) = (a, b);
-        for _ in 0..steps {
-            let b0 = F::load(b);
-            let b1 = F::load(b.add(S::LANES * F::STEP));
+        if chain == Chain::Continue {
             for r in 0..R {
-                let x = F::splat(a.add(r * F::STEP));
-                acc[r][0] = F::madd(acc[r][0], x, b0);
-                acc[r][1] = F::madd(acc[r][1], x, b1);
+                acc[r] = [
+                    S::load(out.add(r * ldc)),
+                    S::load(out.add(r * ldc + S::LANES)),
+                ];
             }
-            a = a.add(R * F::STEP);
-            b = b.add(2 * S::LANES * F::STEP);
+        } else {
+            for r in 0..R {
+                S::prefetch(out.add(r * ldc));
+                S::prefetch(out.add(r * ldc + S::LANES));
+            }
         }
-        let first = cols.min(S::LANES);
-        let second = cols - first;
-        for r in 0..R {
-            let row = out.add(r * ldc);
-            if cols == 2 * S::LANES {
-                let (mut v0, mut v1) = (acc[r][0], acc[r][1]);
-                if store == Store::Add {
-                    v0 = S::add(S::load(row), v0);
-                    v1 = S::add(S::load(row.add(S::LANES)), v1);
-                }
-                S::store(row, v0);
-                S::store(row.add(S::LANES), v1);
-            } else {
-                let (mut v0, mut v1) = (acc[r][0], acc[r][1]);
-                if store == Store::Add {
-                    v0 = S::add(S::load_partial(row, first), v0);
-                }
-                S::store_partial(row, v0, first);
-                if second > 0 {
-                    if store == Store::Add {
-                        v1 = S::add(S::load_partial(row.add(S::LANES), second), v1);
-                    }
-                    S::store_partial(row.add(S::LANES), v1, second);
-                }
+        let (mut a_part, mut b_step) = (a.ptr, b);
+        for _ in 0..steps {
+            // Written out: in a loop the sums would not stay in registers.
+            madd_part::<S, F, R>(&mut acc, a_part, a.row_stride, b_step, 0);
+            a_part = a_part.add(a.part_stride);
+            if F::PARTS == 2 {
+                madd_part::<S, F, R>(&mut acc, a_part, a.row_stride, b_step, 1);
+                a_part = a_part.add(a.part_stride);
             }
+            b_step = b_step.add(2 * S::LANES);
+        }
+        if chain == Chain::AddOnce {
+            for r in 0..R {
+                acc[r][0] = S::add(S::load(out.add(r * ldc)), acc[r][0]);
+                acc[r][1] = S::add(S::load(out.add(r * ldc + S::LANES)), acc[r][1]);
+            }
+        }
+        for r in 0..R {
+            S::store(out.add(r * ldc), acc[r][0]);
+            S::store(out.add(r * ldc + S::LANES), acc[r][1]);
+        }
+    }
+}
+
+/// One part of a step.
+#[inline(always)]
+unsafe fn madd_part<S: Simd, F: Factor<S>, const R: usize>(
+    acc: &mut [[S::V; 2]; R],
+    a: *const u32,
+    row_stride: usize,
+    b: *const u32,
+    part: usize,
+) {
+    // SAFETY: see `tile`.
+    unsafe {
+        let b0 = F::load(b, part);
+        let b1 = F::load(b.add(S::LANES), part);
+        for r in 0..R {
+            let x = F::splat(a.add(r * row_stride));
+            acc[r][0] = F::madd(acc[r][0], x, b0);
+            acc[r][1] = F::madd(acc[r][1], x, b1);
         }
     }
 }

@@ -4,45 +4,84 @@
 //! matmul_tn  c (p, q) += a (m, p)^T b (m, q)
 //!
 //! The right operand lies in panels of two vectors' width, `[k][NR]` (f32) or `[k/2][NR][2]` (bf16
-//! pairs); the left one is rounded and regrouped into tiles on the fly. Every element of the result is
-//! one chain of multiply-adds over k in ascending order, so that its bits depend neither on the number
-//! of rows nor on the partition. bf16 factors are rounded to nearest even; sums are f32.
+//! pairs, an odd last value with zero); it is packed once and used for many rows. Rows of the left one
+//! are gathered and rounded on the fly, a block at a time, into scratch that each thread keeps. bf16
+//! factors are rounded to nearest even; sums are f32.
+//!
+//! Every element of the result is one chain of multiply-adds over k in ascending order (pairs of k for
+//! bf16), whatever tile it falls into: its bits depend neither on the number of rows nor on the
+//! partition. With `Store::Add` the chain starts from what y holds.
 //!
 //! Compute-bound: 2mnk operations. With one row it is bound by reading the panels once.
+//!
+//! Absent: alpha and beta, strides, unpacked right operands.
 
 mod micro;
 mod pack;
+#[cfg(test)]
+mod tests;
 mod tn;
 
 pub(crate) use pack::lanes;
 pub use pack::{Compute, Packed};
 pub use tn::matmul_tn;
-pub(crate) use tn::{Rows, tn_group};
+pub(crate) use tn::{Rows, groups_tn};
 
 use crate::pool::SharedMut;
 use crate::simd::Simd;
 use crate::{Cpu, Isa, Store};
-use micro::{Bf16, F32, Factor};
-use std::cell::RefCell;
+use micro::{Bf16, Chain, F32, Factor, Left};
+use pack::Words;
+use std::cell::Cell;
 use std::ops::Range;
 
-thread_local! {
-    /// Packed left and right tiles of this thread, kept between calls.
-    static SCRATCH: RefCell<(Vec<f32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+/// Words of a panel that one pass over a block of rows takes: half of a first-level cache of 48 KiB, so
+/// that they stay there for all tiles of the block. y carries the chain from pass to pass.
+const PASS_WORDS: usize = 6 << 10;
+
+/// Steps of depth in a pass.
+const fn pass_steps<S: Simd>() -> usize {
+    PASS_WORDS / (2 * S::LANES)
 }
 
-/// Bytes of the left operand that are packed at a time: they stay in the second-level cache.
-const LEFT_BYTES: usize = 192 << 10;
+/// Tiles of rows in a block: the block and a panel stay in a second-level cache of 512 KiB.
+const BLOCK_TILES: usize = 12;
+
+/// Operands that a thread has packed, kept between calls.
+struct Scratch {
+    left: Words,
+    right: Words,
+}
+
+thread_local! {
+    static SCRATCH: Cell<Option<Scratch>> = const { Cell::new(None) };
+}
+
+impl Scratch {
+    /// Takes the scratch of this thread; `give_back` returns it. (Not a closure: what is compiled for
+    /// one instruction set must not cross a function that is not.)
+    fn take() -> Scratch {
+        SCRATCH.take().unwrap_or(Scratch {
+            left: Words::new(),
+            right: Words::new(),
+        })
+    }
+
+    fn give_back(self) {
+        SCRATCH.set(Some(self));
+    }
+}
 
 /// y (m, n) = x (m, k) times the packed matrix; m follows from the length of x.
 pub fn matmul(cpu: &Cpu, y: &mut [f32], x: &[f32], b: &Packed, store: Store) {
     let m = x.len() / b.k();
     assert_eq!(x.len(), m * b.k(), "matmul: x is not (m, k)");
     assert_eq!(y.len(), m * b.n(), "matmul: y is not (m, n)");
-    let (isa, out) = (cpu.isa(), SharedMut::new(y));
-    let tile = b.tile_rows();
-    if m >= 2 * tile * cpu.pool.threads() || cpu.pool.threads() == 1 {
-        cpu.pool.for_ranges(m, tile, &|rows| {
+    let (isa, threads) = (cpu.isa(), cpu.pool.threads());
+    let out = SharedMut::new(y);
+    // Few rows: each thread reads its own panels once, instead of all threads all panels.
+    if m >= 16 * threads {
+        cpu.pool.for_ranges(m, 1, &|rows| {
             rows_times(isa, out, x, None, rows, b, 0..b.panels(), store);
         });
     } else {
@@ -53,7 +92,8 @@ pub fn matmul(cpu: &Cpu, y: &mut [f32], x: &[f32], b: &Packed, store: Store) {
 }
 
 /// Rows `rows` of y and columns of `panels`: the serial core of every product with a packed matrix.
-/// Row i reads row `gather[i]` of x where there is one.
+/// Row i reads row `gather[i]` of x where there is one. The caller sees to it that y has these rows and
+/// that no other thread has them.
 pub(crate) fn rows_times(
     isa: Isa,
     y: SharedMut<f32>,
@@ -72,6 +112,7 @@ pub(crate) fn rows_times(
         isa,
         "a packed matrix belongs to one instruction set"
     );
+    assert!(panels.end <= b.panels(), "no such panel");
     let x_rows = x.len() / b.k();
     if let Some(gather) = gather {
         assert!(
@@ -81,36 +122,41 @@ pub(crate) fn rows_times(
     } else {
         assert!(rows.end <= x_rows, "matmul: no such row");
     }
-    match b.compute() {
-        Compute::F32 => dispatch!(
-            isa,
-            rows_times_f32(
-                y: SharedMut<f32>,
-                x: &[f32],
-                gather: Option<&[u32]>,
-                rows: Range<usize>,
-                b: &Packed,
-                panels: Range<usize>,
-                store: Store,
-            )
-        ),
-        Compute::Bf16 => dispatch!(
-            isa,
-            rows_times_bf16(
-                y: SharedMut<f32>,
-                x: &[f32],
-                gather: Option<&[u32]>,
-                rows: Range<usize>,
-                b: &Packed,
-                panels: Range<usize>,
-                store: Store,
-            )
-        ),
+    dispatch!(
+        isa,
+        rows_times_in(
+            y: SharedMut<f32>,
+            x: &[f32],
+            gather: Option<&[u32]>,
+            rows: Range<usize>,
+            b: &Packed,
+            panels: Range<usize>,
+            store: Store,
+        )
+    );
+}
+
+#[inline(always)]
+unsafe fn rows_times_in<S: Simd>(
+    y: SharedMut<f32>,
+    x: &[f32],
+    gather: Option<&[u32]>,
+    rows: Range<usize>,
+    b: &Packed,
+    panels: Range<usize>,
+    store: Store,
+) {
+    // SAFETY: forwarded.
+    unsafe {
+        match b.compute() {
+            Compute::F32 => rows_times_as::<S, F32>(y, x, gather, rows, b, panels, store),
+            Compute::Bf16 => rows_times_as::<S, Bf16>(y, x, gather, rows, b, panels, store),
+        }
     }
 }
 
 #[inline(always)]
-unsafe fn rows_times_f32<S: Simd>(
+unsafe fn rows_times_as<S: Simd, F: Factor<S>>(
     y: SharedMut<f32>,
     x: &[f32],
     gather: Option<&[u32]>,
@@ -119,73 +165,63 @@ unsafe fn rows_times_f32<S: Simd>(
     panels: Range<usize>,
     store: Store,
 ) {
-    // SAFETY: forwarded.
-    unsafe { rows_times_in::<S, F32>(y, x, gather, rows, b, panels, store) }
-}
-
-#[inline(always)]
-unsafe fn rows_times_bf16<S: Simd>(
-    y: SharedMut<f32>,
-    x: &[f32],
-    gather: Option<&[u32]>,
-    rows: Range<usize>,
-    b: &Packed,
-    panels: Range<usize>,
-    store: Store,
-) {
-    // SAFETY: forwarded.
-    unsafe { rows_times_in::<S, Bf16>(y, x, gather, rows, b, panels, store) }
-}
-
-#[inline(always)]
-unsafe fn rows_times_in<S: Simd, F: Factor<S>>(
-    y: SharedMut<f32>,
-    x: &[f32],
-    gather: Option<&[u32]>,
-    rows: Range<usize>,
-    b: &Packed,
-    panels: Range<usize>,
-    store: Store,
-) {
-    let (n, k) = (b.n(), b.k());
-    let steps = k.div_ceil(F::STEP);
-    let nr = 2 * S::LANES;
-    let tile_words = steps * S::TILE_ROWS * F::STEP * size_of::<F::Elem>() / 4;
-    let tiles_at_once = (LEFT_BYTES / 4 / tile_words.max(1)).max(1);
-    let block = tiles_at_once * S::TILE_ROWS;
-    SCRATCH.with_borrow_mut(|(left, line)| {
-        left.resize(left.len().max(tiles_at_once * tile_words), 0.0);
-        line.resize(line.len().max(k + 2 * S::LANES), 0.0);
-        let mut start = rows.start;
-        while start < rows.end {
-            let end = (start + block).min(rows.end);
-            for (t, first) in (start..end).step_by(S::TILE_ROWS).enumerate() {
-                let count = (end - first).min(S::TILE_ROWS);
-                for r in 0..count {
-                    let row = gather.map_or(first + r, |g| g[first + r] as usize);
-                    // SAFETY: the row was checked by the caller; the tile has room for every step.
-                    unsafe {
-                        let tile = left.as_mut_ptr().add(t * tile_words).cast::<F::Elem>();
-                        let source = x.as_ptr().add(row * k);
-                        F::pack_row(tile, r, count, source, k, line.as_mut_ptr());
-                    }
+    let (n, k, nr) = (b.n(), b.k(), 2 * S::LANES);
+    let passes = k.div_ceil(pass_steps::<S>() * F::STEP);
+    let pass = k.div_ceil(passes).next_multiple_of(F::STEP);
+    // An odd number of cache lines, so that the rows of a tile fall into different sets of the cache.
+    let stride = pass_steps::<S>() * F::PARTS + 16;
+    let mut scratch = Scratch::take();
+    let block_rows = rows.len().min(BLOCK_TILES * S::TILE_ROWS);
+    scratch.left.reserve(block_rows * stride);
+    let left = scratch.left.as_mut_ptr();
+    let blocks = rows.len().div_ceil(BLOCK_TILES * S::TILE_ROWS);
+    for block in 0..blocks {
+        let block = part(&rows, block, blocks);
+        let tiles = block.len().div_ceil(S::TILE_ROWS);
+        for depth in (0..k).step_by(pass) {
+            let values = (k - depth).min(pass);
+            let steps = values.div_ceil(F::STEP);
+            let chain = if depth == 0 && store == Store::Overwrite {
+                Chain::Start
+            } else {
+                Chain::Continue
+            };
+            for row in block.clone() {
+                let source = match gather {
+                    Some(gather) => gather[row] as usize,
+                    None => row,
+                };
+                // SAFETY: the caller checked the row; the scratch has a stride for each of the block.
+                unsafe {
+                    let out = left.add((row - block.start) * stride);
+                    F::left_of_row(out, x.as_ptr().add(source * k + depth), values);
                 }
             }
             for panel in panels.clone() {
                 let cols = (n - panel * nr).min(nr);
-                // SAFETY: the panel exists.
-                let right = unsafe { F::panel(b, panel * steps * nr * F::STEP) };
-                for (t, first) in (start..end).step_by(S::TILE_ROWS).enumerate() {
-                    let count = (end - first).min(S::TILE_ROWS);
-                    // SAFETY: rows and columns lie inside y, and no other thread has them.
+                for tile in 0..tiles {
+                    let tile = part(&block, tile, tiles);
+                    // SAFETY: the panel has these steps; the output by the contract of `rows_times`.
                     unsafe {
-                        let tile = left.as_ptr().add(t * tile_words).cast::<F::Elem>();
-                        let out = y.ptr().add(first * n + panel * nr);
-                        micro::tile::<S, F>(count, steps, tile, right, out, n, cols, store);
+                        let a = Left {
+                            ptr: left.add((tile.start - block.start) * stride),
+                            row_stride: stride,
+                            part_stride: 1,
+                        };
+                        let right = b.panel(panel).add(depth / F::STEP * nr);
+                        let out = y.ptr().add(tile.start * n + panel * nr);
+                        micro::tile::<S, F>(tile.len(), steps, a, right, out, n, cols, chain);
                     }
                 }
             }
-            start = end;
         }
-    });
+    }
+    scratch.give_back();
+}
+
+/// Part `idx` of `count` parts of a range that differ in length by at most one.
+#[inline(always)]
+fn part(range: &Range<usize>, idx: usize, count: usize) -> Range<usize> {
+    let len = range.len();
+    range.start + len * idx / count..range.start + len * (idx + 1) / count
 }

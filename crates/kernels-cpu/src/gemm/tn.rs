@@ -1,18 +1,23 @@
-//! The gradient of a weight matrix: c (p, q) += a (m, p)^T b (m, q), summed over rows in their order.
+//! The gradient of weights: c (p, q) += a (m, p)^T b (m, q), summed over rows in their order; and the
+//! same for groups of rows, each with its own c.
 //!
-//! Rows are taken in chunks of fixed size; each chunk's sum is one chain from zero, added to c in the
-//! order of the chunks. Both sides are packed from f32 as they are read.
+//! Rows are taken in stretches of [`pass_steps`] steps (one row in f32, two in bf16) from the first row of the
+//! group; the sum of a stretch is one chain from zero, in the order of the rows, and is added to c once.
+//! Both sides are packed as they are read: a stretch of b in panels, then some tiles of a at a time.
 
-use super::SCRATCH;
-use super::micro::{self, Bf16, F32, Factor};
-use super::pack::Compute;
+use super::micro::{self, Bf16, Chain, F32, Factor, Left};
+use super::pack::{Compute, lanes};
+use super::{Scratch, part, pass_steps};
 use crate::pool::SharedMut;
 use crate::simd::Simd;
-use crate::{Cpu, Isa, Store};
+use crate::{Cpu, Isa};
 use std::ops::Range;
 
-/// Rows of a chunk: a packed chunk of a few hundred columns stays in the second-level cache.
-const CHUNK: usize = 256;
+/// Words of b that are packed at a time; they stay in the second-level cache.
+const RIGHT_WORDS: usize = 96 << 10;
+
+/// Tiles of a that are packed at a time.
+const LEFT_TILES: usize = 8;
 
 /// c (p, q) += a (m, p)^T b (m, q); p and q follow from the lengths.
 pub fn matmul_tn(cpu: &Cpu, compute: Compute, c: &mut [f32], a: &[f32], b: &[f32], m: usize) {
@@ -22,22 +27,17 @@ pub fn matmul_tn(cpu: &Cpu, compute: Compute, c: &mut [f32], a: &[f32], b: &[f32
     let (p, q) = (a.len() / m, b.len() / m);
     assert_eq!(a.len(), m * p, "matmul_tn: a is not (m, p)");
     assert_eq!(b.len(), m * q, "matmul_tn: b is not (m, q)");
-    assert_eq!(c.len(), p * q, "matmul_tn: c is not (p, q)");
-    let (isa, out) = (cpu.isa(), SharedMut::new(c));
-    let (a, b) = (
-        Rows {
-            data: a,
-            gather: None,
-            width: p,
-        },
-        Rows {
-            data: b,
-            gather: None,
-            width: q,
-        },
-    );
-    cpu.pool
-        .for_ranges(p, 12, &|cols| tn_group(isa, compute, out, a, b, 0..m, cols));
+    let a = Rows {
+        data: a,
+        gather: None,
+        width: p,
+    };
+    let b = Rows {
+        data: b,
+        gather: None,
+        width: q,
+    };
+    groups_tn(cpu, compute, c, a, b, 1, |_| 0..m);
 }
 
 /// Rows of one operand, perhaps gathered.
@@ -51,13 +51,70 @@ pub(crate) struct Rows<'a> {
 impl Rows<'_> {
     #[inline(always)]
     fn row(&self, i: usize) -> &[f32] {
-        let row = self.gather.map_or(i, |g| g[i] as usize);
+        let row = match self.gather {
+            Some(gather) => gather[i] as usize,
+            None => i,
+        };
         &self.data[row * self.width..][..self.width]
     }
 }
 
-/// The part of c whose rows are `cols` of a: the serial core.
-pub(crate) fn tn_group(
+/// `c[e]` (p, q) += the product over `rows(e)`, for each of `groups` groups.
+///
+/// Threads share the columns of a, all groups end to end, by work; where that would leave each with few
+/// of them, the columns of b as well.
+pub(crate) fn groups_tn(
+    cpu: &Cpu,
+    compute: Compute,
+    c: &mut [f32],
+    a: Rows,
+    b: Rows,
+    groups: usize,
+    rows: impl Fn(usize) -> Range<usize> + Sync,
+) {
+    let (p, q, isa) = (a.width, b.width, cpu.isa());
+    assert_eq!(c.len(), groups * p * q, "c is not (groups, p, q)");
+    if p == 0 || q == 0 {
+        return;
+    }
+    let threads = cpu.pool.threads();
+    let mut across = 1;
+    while threads % (2 * across) == 0 && groups * p * across / threads < q / across / 2 {
+        across *= 2;
+    }
+    let total: usize = (0..groups).map(|e| rows(e).len() * p).sum();
+    let panels = q.div_ceil(2 * lanes(isa));
+    let out = SharedMut::new(c);
+    cpu.pool.run(&|thread| {
+        let panels = part(&(0..panels), thread % across, across);
+        let work = part(&(0..total), thread / across, threads / across);
+        let mut done = 0;
+        for e in 0..groups {
+            let rows = rows(e);
+            // The border falls on the same column for both threads that share it.
+            let column = |at: usize| {
+                let column = at.saturating_sub(done) / rows.len().max(1);
+                if column >= p {
+                    p
+                } else {
+                    column / BORDER * BORDER
+                }
+            };
+            let cols = column(work.start)..column(work.end);
+            done += rows.len() * p;
+            if !rows.is_empty() && !cols.is_empty() && !panels.is_empty() {
+                let c = out.offset(e * p * q);
+                group_tn(isa, compute, c, a, b, rows, cols, panels.clone());
+            }
+        }
+    });
+}
+
+/// Borders between threads lie at multiples of this many columns of a.
+const BORDER: usize = 12;
+
+/// The rows of c that are `cols` of a, the columns that are `panels` of b: the serial core.
+fn group_tn(
     isa: Isa,
     compute: Compute,
     c: SharedMut<f32>,
@@ -65,110 +122,186 @@ pub(crate) fn tn_group(
     b: Rows,
     rows: Range<usize>,
     cols: Range<usize>,
+    panels: Range<usize>,
 ) {
-    match compute {
-        Compute::F32 => dispatch!(
-            isa,
-            tn_f32(c: SharedMut<f32>, a: Rows, b: Rows, rows: Range<usize>, cols: Range<usize>)
-        ),
-        Compute::Bf16 => dispatch!(
-            isa,
-            tn_bf16(c: SharedMut<f32>, a: Rows, b: Rows, rows: Range<usize>, cols: Range<usize>)
-        ),
+    dispatch!(
+        isa,
+        group_tn_in(
+            compute: Compute,
+            c: SharedMut<f32>,
+            a: Rows,
+            b: Rows,
+            rows: Range<usize>,
+            cols: Range<usize>,
+            panels: Range<usize>,
+        )
+    );
+}
+
+#[inline(always)]
+unsafe fn group_tn_in<S: Simd>(
+    compute: Compute,
+    c: SharedMut<f32>,
+    a: Rows,
+    b: Rows,
+    rows: Range<usize>,
+    cols: Range<usize>,
+    panels: Range<usize>,
+) {
+    // SAFETY: forwarded.
+    unsafe {
+        match compute {
+            Compute::F32 => group_tn_as::<S, F32>(c, a, b, rows, cols, panels),
+            Compute::Bf16 => group_tn_as::<S, Bf16>(c, a, b, rows, cols, panels),
+        }
     }
 }
 
 #[inline(always)]
-unsafe fn tn_f32<S: Simd>(
+unsafe fn group_tn_as<S: Simd, F: Factor<S>>(
     c: SharedMut<f32>,
     a: Rows,
     b: Rows,
     rows: Range<usize>,
     cols: Range<usize>,
+    panels: Range<usize>,
 ) {
-    // SAFETY: forwarded.
-    unsafe { tn_in::<S, F32>(c, a, b, rows, cols) }
-}
-
-#[inline(always)]
-unsafe fn tn_bf16<S: Simd>(
-    c: SharedMut<f32>,
-    a: Rows,
-    b: Rows,
-    rows: Range<usize>,
-    cols: Range<usize>,
-) {
-    // SAFETY: forwarded.
-    unsafe { tn_in::<S, Bf16>(c, a, b, rows, cols) }
-}
-
-#[inline(always)]
-unsafe fn tn_in<S: Simd, F: Factor<S>>(
-    c: SharedMut<f32>,
-    a: Rows,
-    b: Rows,
-    rows: Range<usize>,
-    cols: Range<usize>,
-) {
-    let (q, nr) = (b.width, 2 * S::LANES);
-    let panels = q.div_ceil(nr);
-    let words = |width: usize, steps: usize| steps * width * F::STEP * size_of::<F::Elem>() / 4;
-    let max_steps = CHUNK.div_ceil(F::STEP);
-    SCRATCH.with_borrow_mut(|(left, right)| {
-        left.resize(left.len().max(words(S::TILE_ROWS, max_steps)), 0.0);
-        right.resize(right.len().max(panels * words(nr, max_steps)), 0.0);
-        let (left, right) = (
-            left.as_mut_ptr().cast::<F::Elem>(),
-            right.as_mut_ptr().cast::<F::Elem>(),
-        );
-        let mut start = rows.start;
-        while start < rows.end {
-            let end = (start + CHUNK).min(rows.end);
-            let steps = (end - start).div_ceil(F::STEP);
-            for step in 0..steps {
-                let i = start + step * F::STEP;
-                let first = b.row(i);
-                let second = (F::STEP == 2 && i + 1 < end).then(|| b.row(i + 1));
-                for panel in 0..panels {
-                    let from = panel * nr;
-                    let n = nr.min(q - from);
-                    // SAFETY: the row has q values; the scratch has room for every step.
-                    unsafe {
-                        let out = right.add((panel * steps + step) * nr * F::STEP);
-                        let rows = [
-                            Some(first.as_ptr().add(from)),
-                            second.map(|row| row.as_ptr().add(from)),
-                        ];
-                        F::pack_step(out, nr, rows, n);
-                    }
-                }
-            }
+    let (q, nr, pass) = (b.width, 2 * S::LANES, pass_steps::<S>());
+    let blocks = panels.len().div_ceil(RIGHT_WORDS / (pass * nr));
+    let mut scratch = Scratch::take();
+    scratch
+        .right
+        .reserve(panels.len().div_ceil(blocks) * pass * nr);
+    scratch
+        .left
+        .reserve(LEFT_TILES * pass * F::PARTS * S::TILE_ROWS);
+    let (left, right) = (scratch.left.as_mut_ptr(), scratch.right.as_mut_ptr());
+    for start in rows.clone().step_by(pass * F::STEP) {
+        let stretch = start..rows.end.min(start + pass * F::STEP);
+        let steps = stretch.len().div_ceil(F::STEP);
+        for block in 0..blocks {
+            let block = part(&panels, block, blocks);
+            let columns = block.start * nr..q.min(block.end * nr);
+            // SAFETY: the scratch has room for the tiles of a block, `steps` steps each.
+            unsafe { pack_right::<S, F>(right, b, &stretch, columns) };
             let mut col = cols.start;
             while col < cols.end {
-                let count = S::TILE_ROWS.min(cols.end - col);
-                for step in 0..steps {
-                    let i = start + step * F::STEP;
-                    let first = &a.row(i)[col..col + count];
-                    let second = (F::STEP == 2 && i + 1 < end).then(|| &a.row(i + 1)[col..]);
-                    // SAFETY: as above.
-                    unsafe {
-                        let out = left.add(step * count * F::STEP);
-                        let rows = [Some(first.as_ptr()), second.map(<[f32]>::as_ptr)];
-                        F::pack_step(out, count, rows, count);
-                    }
-                }
-                for panel in 0..panels {
-                    // SAFETY: these rows of c belong to this thread.
-                    unsafe {
-                        let b = right.add(panel * steps * nr * F::STEP);
-                        let out = c.ptr().add(col * q + panel * nr);
+                let some = col..cols.end.min(col + LEFT_TILES * S::TILE_ROWS);
+                // SAFETY: as above; rows `cols` and columns `panels` of c belong to this thread.
+                unsafe {
+                    pack_left::<S, F>(left, a, &stretch, some.clone());
+                    for panel in block.clone() {
+                        let right = right.add((panel - block.start) * steps * nr);
                         let n = nr.min(q - panel * nr);
-                        micro::tile::<S, F>(count, steps, left, b, out, q, n, Store::Add);
+                        for first in some.clone().step_by(S::TILE_ROWS) {
+                            let count = (some.end - first).min(S::TILE_ROWS);
+                            let tile = Left {
+                                ptr: left.add((first - some.start) * steps * F::PARTS),
+                                row_stride: 1,
+                                part_stride: S::TILE_ROWS,
+                            };
+                            let out = c.ptr().add(first * q + panel * nr);
+                            let chain = Chain::AddOnce;
+                            micro::tile::<S, F>(count, steps, tile, right, out, q, n, chain);
+                        }
                     }
                 }
-                col += count;
+                col = some.end;
             }
-            start = end;
         }
-    });
+    }
+    scratch.give_back();
+}
+
+/// The two rows of step `step` of a stretch, from column `col` on; the second is null where there is none.
+#[inline(always)]
+fn rows_of_step<S: Simd, F: Factor<S>>(
+    from: Rows,
+    stretch: &Range<usize>,
+    step: usize,
+    cols: &Range<usize>,
+) -> (*const f32, *const f32) {
+    let i = stretch.start + step * F::STEP;
+    let second = if F::STEP == 2 && i + 1 < stretch.end {
+        from.row(i + 1)[cols.clone()].as_ptr()
+    } else {
+        std::ptr::null()
+    };
+    (from.row(i)[cols.clone()].as_ptr(), second)
+}
+
+/// Columns `cols` of the rows in `stretch` as panels, each `[step][column]`, zeros for what the last lacks.
+#[inline(always)]
+unsafe fn pack_right<S: Simd, F: Factor<S>>(
+    out: *mut u32,
+    from: Rows,
+    stretch: &Range<usize>,
+    cols: Range<usize>,
+) {
+    let (steps, width) = (stretch.len().div_ceil(F::STEP), 2 * S::LANES);
+    let (whole, rest) = (cols.len() / width, cols.len() % width);
+    for step in 0..steps {
+        let (first, second) = rows_of_step::<S, F>(from, stretch, step, &cols);
+        for panel in 0..whole {
+            // SAFETY: the rows were sliced to `cols`; `out` has room by the contract of this function.
+            unsafe {
+                let out = out.add((panel * steps + step) * width);
+                F::right_of_columns(
+                    out,
+                    first.add(panel * width),
+                    after(second, panel * width),
+                    width,
+                );
+            }
+        }
+        if rest > 0 {
+            // SAFETY: as above.
+            unsafe {
+                let out = out.add((whole * steps + step) * width);
+                F::right_of_columns(
+                    out,
+                    first.add(whole * width),
+                    after(second, whole * width),
+                    rest,
+                );
+                std::slice::from_raw_parts_mut(out.add(rest), width - rest).fill(0);
+            }
+        }
+    }
+}
+
+/// Columns `cols` of the rows in `stretch` as tiles, each `[step][part][column]`; what the last lacks is
+/// left as it is.
+#[inline(always)]
+unsafe fn pack_left<S: Simd, F: Factor<S>>(
+    out: *mut u32,
+    from: Rows,
+    stretch: &Range<usize>,
+    cols: Range<usize>,
+) {
+    let (steps, width) = (stretch.len().div_ceil(F::STEP), S::TILE_ROWS);
+    let (whole, rest) = (cols.len() / width, cols.len() % width);
+    for step in 0..steps {
+        let (first, second) = rows_of_step::<S, F>(from, stretch, step, &cols);
+        for tile in 0..=whole {
+            let at = tile * width;
+            // SAFETY: the rows were sliced to `cols`; `out` has room by the contract of this function.
+            unsafe {
+                let out = out.add((tile * steps + step) * F::PARTS * width);
+                let (first, second) = (first.add(at), after(second, at));
+                if tile < whole {
+                    F::left_of_columns(out, width, first, second, width);
+                } else if rest > 0 {
+                    F::left_of_columns(out, width, first, second, rest);
+                }
+            }
+        }
+    }
+}
+
+/// `p` advanced, or null.
+#[inline(always)]
+unsafe fn after(p: *const f32, by: usize) -> *const f32 {
+    // SAFETY: forwarded to the caller.
+    if p.is_null() { p } else { unsafe { p.add(by) } }
 }

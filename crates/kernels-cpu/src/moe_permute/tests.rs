@@ -3,14 +3,6 @@
 use super::*;
 use crate::check::*;
 
-const SHAPES: [(usize, usize, usize, usize); 5] = [
-    (1, 1, 1, 1),
-    (3, 4, 2, 5),
-    (17, 9, 3, 33),
-    (5, 128, 8, 100),
-    (300, 16, 4, 384),
-];
-
 /// A distinct experts for each token.
 fn choices(t: usize, e: usize, a: usize) -> Vec<u32> {
     let first = below(t, e, "first");
@@ -25,85 +17,6 @@ fn sorted(cpu: &Cpu, ids: &[u32], e: usize, a: usize) -> (Vec<u32>, Vec<u32>, Ve
     let (mut offsets, mut rows, mut pos) = (out(e + 1), out(ids.len()), out(ids.len()));
     permute(cpu, &mut offsets, &mut rows, &mut pos, ids, e, a);
     (offsets.finish(), rows.finish(), pos.finish())
-}
-
-#[test]
-fn permute_is_a_stable_sort_by_expert() {
-    let cpu = Cpu::new(crate::Isa::Portable, 1);
-    for (t, e, a, _) in SHAPES {
-        let ids = choices(t, e, a);
-        let (offsets, rows, pos) = sorted(&cpu, &ids, e, a);
-        let mut order: Vec<usize> = (0..t * a).collect();
-        order.sort_by_key(|&choice| ids[choice]);
-        for (row, &choice) in order.iter().enumerate() {
-            assert_eq!((rows[row], pos[choice]), ((choice / a) as u32, row as u32));
-        }
-        for expert in 0..=e {
-            let before = ids.iter().filter(|&&id| (id as usize) < expert).count();
-            assert_eq!(offsets[expert], before as u32);
-        }
-    }
-}
-
-#[test]
-fn combine_and_unpermute_agree_with_f64() {
-    on_every_isa(|cpu| {
-        for (t, e, a, d) in SHAPES {
-            let (_, _, pos) = sorted(cpu, &choices(t, e, a), e, a);
-            let (out, w) = (normal(t * a * d, "out"), normal(t * a, "w"));
-            let expected = |weight: &dyn Fn(usize) -> f64, start: &[f32]| -> Vec<f64> {
-                let at = |i: usize, c: usize| f64::from(out[pos[c] as usize * d + i % d]);
-                let sum = |i: usize| -> f64 {
-                    (i / d * a..(i / d + 1) * a)
-                        .map(|c| weight(c) * at(i, c))
-                        .sum()
-                };
-                (0..t * d).map(|i| sum(i) + f64::from(start[i])).collect()
-            };
-            let (zeros, old) = (vec![0.0; t * d], normal(t * d, "old"));
-            let by_weight = |c: usize| f64::from(w[c]);
-
-            let mut y = output(t * d);
-            combine(cpu, &mut y, &out, &pos, &w, d, Store::Overwrite);
-            assert_close(&y.finish(), &expected(&by_weight, &zeros), "combine");
-            let mut y = added(&old);
-            combine(cpu, &mut y, &out, &pos, &w, d, Store::Add);
-            assert_close(&y.finish(), &expected(&by_weight, &old), "combine, added");
-            let mut dx = added(&old);
-            unpermute_add(cpu, &mut dx, &out, &pos, a, d);
-            assert_close(&dx.finish(), &expected(&|_| 1.0, &old), "unpermute_add");
-        }
-    });
-}
-
-#[test]
-fn combine_backward_agrees_with_finite_differences() {
-    on_every_isa(|cpu| {
-        for (t, e, a, d) in [(1, 1, 1, 1), (3, 4, 2, 5), (2, 9, 3, 33)] {
-            let (_, _, pos) = sorted(cpu, &choices(t, e, a), e, a);
-            let (out, w, dy) = (
-                normal(t * a * d, "out"),
-                normal(t * a, "w"),
-                normal(t * d, "dy"),
-            );
-            let total = |out: &[f64], w: &[f64]| -> f64 {
-                let term = |c: usize, j: usize| {
-                    w[c] * out[pos[c] as usize * d + j] * f64::from(dy[c / a * d + j])
-                };
-                (0..t * a)
-                    .flat_map(|c| (0..d).map(move |j| (c, j)))
-                    .map(|(c, j)| term(c, j))
-                    .sum()
-            };
-            let (out64, w64) = (to_f64(&out), to_f64(&w));
-            let (mut dout, mut dw) = (output(t * a * d), output(t * a));
-            combine_backward(cpu, &mut dout, &mut dw, &dy, &out, &pos, &w, d);
-            let expected = finite_difference(&out64, |out| total(out, &w64));
-            assert_close(&dout.finish(), &expected, "dout");
-            let expected = finite_difference(&w64, |w| total(&out64, w));
-            assert_close(&dw.finish(), &expected, "dw");
-        }
-    });
 }
 
 #[test]

@@ -9,7 +9,7 @@ use kernels_cpu::Isa;
 use numerics::Rng;
 use tensor::Device;
 
-fn tiny(compute: Compute) -> ModelConfig {
+pub(crate) fn tiny(compute: Compute) -> ModelConfig {
     let text = r#"{"model_type": "exaone_moe", "vocab_size": 61, "hidden_size": 24,
         "intermediate_size": 20, "num_hidden_layers": 4, "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": 6, "sliding_window": 3, "num_experts": 5,
@@ -21,7 +21,7 @@ fn tiny(compute: Compute) -> ModelConfig {
     }
 }
 
-fn sequences(lengths: &[usize]) -> Vec<Vec<u32>> {
+pub(crate) fn sequences(lengths: &[usize]) -> Vec<Vec<u32>> {
     let mut rng = Rng::new(5, "sequences");
     lengths
         .iter()

@@ -6,5 +6,7 @@
     reason = "a failed test is told by its panic, a skipped one by a line"
 )]
 
+mod decode;
 mod determinism;
-mod reference_cases;
+mod parity;
+mod published;

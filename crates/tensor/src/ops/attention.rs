@@ -2,8 +2,32 @@
 
 use crate::{Device, View, ViewMut};
 use kernels_cpu::attention as cpu_kernel;
-pub use kernels_cpu::attention::{CachedSequence, KV_BLOCK, KvLayer};
+pub use kernels_cpu::attention::{CachedSequence, KV_BLOCK};
 pub use kernels_cpu::qk_norm_rope::HeadShape;
+
+/// Keys and values of one layer, in blocks of [`KV_BLOCK`] positions.
+pub enum KvLayer {
+    /// In the order of the processor's attention kernel.
+    Cpu(cpu_kernel::KvLayer),
+}
+
+impl KvLayer {
+    /// Room for `num_blocks` blocks.
+    pub fn new(device: &Device, num_blocks: usize, shape: HeadShape) -> KvLayer {
+        match device {
+            Device::Cpu(cpu) => {
+                KvLayer::Cpu(cpu_kernel::KvLayer::new(cpu.isa(), num_blocks, shape))
+            }
+        }
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        match self {
+            KvLayer::Cpu(layer) => layer.bytes(),
+        }
+    }
+}
 
 /// o (T, H, K), lse (T, H) for packed sequences.
 pub fn forward(
@@ -62,5 +86,30 @@ pub fn backward(
         ) => cpu_kernel::backward(
             cpu, dq, dk, dqkv, d_o, o, lse, q, k, qkv, cu_seqlens, window, shape,
         ),
+    }
+}
+
+/// Writes the keys k (T, G, K) and the values of qkv at slots (T), slot = block * KV_BLOCK + offset.
+pub fn append_kv(device: &Device, cache: &mut KvLayer, k: View, qkv: View, slots: View<u32>) {
+    match (device, cache, k, qkv, slots) {
+        (Device::Cpu(cpu), KvLayer::Cpu(cache), View::Cpu(k), View::Cpu(qkv), View::Cpu(slots)) => {
+            cpu_kernel::append_kv(cpu, cache, k, qkv, slots)
+        }
+    }
+}
+
+/// o (T, H, K) of q (T, H, K) against the cache, to which the rows' own keys have been appended.
+pub fn forward_cached(
+    device: &Device,
+    o: ViewMut,
+    q: View,
+    cache: &KvLayer,
+    seqs: &[CachedSequence],
+    window: Option<usize>,
+) {
+    match (device, o, q, cache) {
+        (Device::Cpu(cpu), ViewMut::Cpu(o), View::Cpu(q), KvLayer::Cpu(cache)) => {
+            cpu_kernel::forward_cached(cpu, o, q, cache, seqs, window)
+        }
     }
 }

@@ -1,0 +1,3 @@
+//! The audit of whole run directories.
+
+mod verify;

@@ -1,0 +1,148 @@
+//! `dokja bench`: measured speed against the measured limits of this machine.
+
+use crate::progress::tell;
+use crate::{env, memory, print};
+use anyhow::{Result, bail};
+use kernels_cpu::peak::{Memory, Peaks};
+use serde_json::json;
+use std::time::Duration;
+use tensor::{Compute, Device};
+use testkit::bench::{Measurement, measure};
+use testkit::{Case, Mode, cases};
+
+/// Measures speed against the limits of this machine.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    Kernels(KernelsArgs),
+}
+
+/// Times every op at the sizes of a real model.
+///
+/// What a run takes at least follows from its operations and its traffic, and from peaks that are measured
+/// first; fraction_of_peak is that time by the time taken. An op bound by memory is timed on operands that
+/// are in no cache, one bound by arithmetic on warm ones.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  dokja bench kernels
+  dokja bench kernels --op gemm --op attention --json
+  DOKJA_ISA=avx2 DOKJA_THREADS=1 dokja bench kernels")]
+struct KernelsArgs {
+    /// Only ops whose name begins so, as in gemm or rms_norm.backward; may be given several times.
+    #[arg(long = "op", value_name = "NAME")]
+    ops: Vec<String>,
+    /// Seconds for each op and size.
+    #[arg(long, value_name = "S", default_value_t = 0.5, value_parser = seconds)]
+    seconds: f64,
+    /// Print one JSON object for each op and size.
+    #[arg(long)]
+    json: bool,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(s) if (0.0..=3600.0).contains(&s) => Ok(s),
+        _ => Err("expected a number from 0 to 3600".to_owned()),
+    }
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    match &args.command {
+        Command::Kernels(args) => kernels(args),
+    }
+}
+
+fn kernels(args: &KernelsArgs) -> Result<()> {
+    let wanted = |op: &str| args.ops.is_empty() || args.ops.iter().any(|name| op.starts_with(name));
+    let tables = cases::ALL.iter().flat_map(|(_, table)| table(Mode::Perf));
+    let cases: Vec<Box<dyn Case>> = tables.filter(|case| wanted(case.op())).collect();
+    if cases.is_empty() {
+        let known: Vec<&str> = cases::ALL.iter().map(|(name, _)| *name).collect();
+        bail!(
+            "no op begins with {}; there are {}",
+            args.ops.join(" or "),
+            known.join(", ")
+        );
+    }
+    let device = env::device()?;
+    let Device::Cpu(cpu) = &device;
+    let mut buffers = Memory::new(memory::measuring_bytes());
+    tell("measuring the limits of this machine");
+    let peaks = Peaks::measure(cpu, &mut buffers);
+    let budget = Duration::from_secs_f64(args.seconds);
+    if !args.json {
+        print(&format!(
+            "{} on {} threads: f32 {:.0} GFLOP/s, bf16 {:.0} GFLOP/s, read {:.1} GB/s, copy {:.1} GB/s\n",
+            device.name(),
+            device.threads(),
+            peaks.f32_flops / 1e9,
+            peaks.bf16_flops / 1e9,
+            peaks.read_bytes / 1e9,
+            peaks.copy_bytes / 1e9
+        ));
+        print(&format!(
+            "{:<31} {:<5} {:>10} {:<7} {:>7} {:>9}  sizes",
+            "op", "dtype", "value", "unit", "of peak", "time"
+        ));
+    }
+    for case in cases {
+        let m = measure(case.as_ref(), &device, &peaks, &buffers, budget);
+        print(&if args.json {
+            object(case.as_ref(), &device, &m).to_string()
+        } else {
+            line(case.as_ref(), &m)
+        });
+    }
+    Ok(())
+}
+
+fn dtype(case: &dyn Case) -> &'static str {
+    match case.compute() {
+        Compute::F32 => "f32",
+        Compute::Bf16 => "bf16",
+    }
+}
+
+fn object(case: &dyn Case, device: &Device, m: &Measurement) -> serde_json::Value {
+    let dims = case.dims().into_iter();
+    let dims: serde_json::Map<_, _> = dims.map(|(of, n)| (of.to_owned(), json!(n))).collect();
+    json!({
+        "op": case.op(),
+        "dims": dims,
+        "dtype": dtype(case),
+        "isa": device.name(),
+        "threads": device.threads(),
+        "value": m.value,
+        "unit": m.unit,
+        "fraction_of_peak": m.fraction_of_peak,
+        "seconds": m.seconds,
+        "deviation_seconds": m.deviation,
+        "runs": m.runs,
+    })
+}
+
+fn line(case: &dyn Case, m: &Measurement) -> String {
+    let unit = match m.unit {
+        "gflops" => "GFLOP/s",
+        _ => "GB/s",
+    };
+    let dims: Vec<String> = case
+        .dims()
+        .iter()
+        .map(|(of, n)| format!("{of} {n}"))
+        .collect();
+    format!(
+        "{:<31} {:<5} {:>10.1} {unit:<7} {:>5.0} % {:>6.2} ms  {}",
+        case.op(),
+        dtype(case),
+        m.value,
+        100.0 * m.fraction_of_peak,
+        1e3 * m.seconds,
+        dims.join(", ")
+    )
+}

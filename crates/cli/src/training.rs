@@ -1,0 +1,463 @@
+//! What the training commands share: the inputs of a stage, its progress, its result.
+
+use crate::interrupt::{self, Interrupted};
+use crate::progress::{Progress, Unit, bytes, grouped, tell};
+use crate::{env, memory};
+use anyhow::{Context, Result, bail};
+use data::manifest::{Manifest, Split};
+use data::{Dialogue, DialoguePacker, Encoder, Loader, LoaderOptions, TokenData};
+use formats::hash;
+use formats::keys::Key;
+use formats::ledger::records::{self, Genesis, Machine};
+use formats::run_dir::{RunDir, Stage};
+use model::{Layout, ModelConfig, flops};
+use serde_json::json;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use tensor::Device;
+use tokenizer::chat::{ChatOptions, Message, Role, render};
+use tokenizer::{Specials, Tokenizer};
+use train::recipe::SpecialIds;
+use train::{Batches, Dialogues, Documents, Heldout, Outcome, Recipe, Report, StageInputs};
+
+/// A stage about to be trained.
+pub(crate) struct Job<'a> {
+    pub(crate) run: RunDir,
+    pub(crate) stage: Stage,
+    pub(crate) recipe: &'a Recipe,
+    pub(crate) resume: bool,
+    /// Whether the tokenizer is known to have been learned from the data.
+    pub(crate) is_tokenizer_ours: bool,
+}
+
+/// Reads a recipe; `sets` are the overrides of the command line.
+pub(crate) fn read_recipe(path: &Path, sets: &[String]) -> Result<Recipe> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read the recipe {}", path.display()))?;
+    Recipe::from_toml(&text, sets).with_context(|| format!("the recipe {}", path.display()))
+}
+
+/// What a recipe comes to before anything is done.
+pub(crate) struct Estimate {
+    pub(crate) counts: flops::Counts,
+    pub(crate) tokens_per_step: u64,
+    pub(crate) memory_bytes: u64,
+}
+
+impl Estimate {
+    pub(crate) fn new(config: &ModelConfig, recipe: &Recipe) -> Estimate {
+        let train = &recipe.train;
+        let layout = Layout::new(config);
+        let with_mtp = recipe.loss.mtp_weight > 0.0;
+        let counts = flops::count(config, &layout, train.seq_len, with_mtp);
+        let rows = (train.rows_per_micro_step * train.seq_len) as u64;
+        Estimate {
+            tokens_per_step: (train.rows_per_step * train.seq_len) as u64,
+            // Weights, gradients, two moments; the packed copies of the matrices both ways.
+            memory_bytes: layout.len as u64 * (4 * 4 + 2 * 4) + rows * kept_bytes(config),
+            counts,
+        }
+    }
+
+    /// Floating-point operations of a training step: the backward pass costs twice the forward.
+    pub(crate) fn flops_per_token(&self) -> f64 {
+        3.0 * self.counts.forward_flops_per_token
+    }
+
+    pub(crate) fn describe(&self, recipe: &Recipe) -> String {
+        let total = self.tokens_per_step * recipe.train.steps;
+        format!(
+            "{} parameters, {} active for a token; {} steps of {} tokens, {} in all;\n\
+             {:.2e} floating-point operations; about {} of memory",
+            grouped(self.counts.parameters as u64),
+            grouped(self.counts.active_parameters as u64),
+            grouped(recipe.train.steps),
+            grouped(self.tokens_per_step),
+            grouped(total),
+            self.flops_per_token() * total as f64,
+            bytes(self.memory_bytes)
+        )
+    }
+}
+
+/// Activations that a row keeps for its backward pass.
+fn kept_bytes(config: &ModelConfig) -> u64 {
+    let (d, q, kv) = (config.hidden_size, config.q_size(), config.kv_size());
+    let attention = 4 * d + 3 * q + 3 * kv;
+    let dense = 3 * config.intermediate_size;
+    let routed = config.num_experts_per_tok * (3 * config.moe_intermediate_size + 2 * d);
+    let sparse = routed + 3 * config.shared_size() + 3 * config.num_experts;
+    let layers = config.num_hidden_layers + config.num_nextn_predict_layers;
+    4 * (layers * (attention + dense.max(sparse)) + 20 * d) as u64
+}
+
+/// The data, the tokenizer and the tokens of a stage.
+pub(crate) struct Sources {
+    pub(crate) dir: PathBuf,
+    pub(crate) manifest: Manifest,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) tokenizer_json: Vec<u8>,
+    pub(crate) specials: Specials,
+}
+
+impl Sources {
+    /// Opens what a recipe names, or what the run directory has.
+    pub(crate) fn open(run: &RunDir, recipe: &Recipe) -> Result<Sources> {
+        let dir = recipe.data.dir.clone().unwrap_or_else(|| run.data());
+        if !dir.exists() {
+            bail!(
+                "there is no data directory {}; make one with `dokja data build --out {}`, or name one \
+                 with --set data.dir=DIR",
+                dir.display(),
+                dir.display()
+            );
+        }
+        let manifest = Manifest::open(&dir)?;
+        let path = recipe
+            .data
+            .tokenizer
+            .clone()
+            .unwrap_or_else(|| run.tokenizer());
+        if !path.exists() {
+            bail!(
+                "there is no tokenizer {}; make one with `dokja tokenizer train --data {} --out {}`, or \
+                 name one with --set data.tokenizer=FILE",
+                path.display(),
+                dir.display(),
+                path.display()
+            );
+        }
+        let tokenizer =
+            Tokenizer::load(&path).with_context(|| format!("cannot use {}", path.display()))?;
+        let specials = tokenizer
+            .specials()
+            .with_context(|| format!("cannot use {}", path.display()))?;
+        let tokenizer_json =
+            std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        Ok(Sources {
+            dir,
+            manifest,
+            tokenizer,
+            tokenizer_json,
+            specials,
+        })
+    }
+
+    /// The architecture that `[model]` and the tokenizer give.
+    pub(crate) fn config(&self, recipe: &Recipe) -> Result<ModelConfig> {
+        let ids = SpecialIds {
+            bos: self.specials.bos,
+            eos: self.specials.endofturn,
+            pad: self.specials.pad,
+        };
+        Ok(recipe.config(self.tokenizer.vocab_size(), &ids)?)
+    }
+
+    /// The documents as ids, made once for each tokenizer.
+    fn tokens(&self) -> Result<TokenData> {
+        let encode = |text: &str| self.tokenizer.encode_ordinary(text);
+        let encoder = Encoder {
+            encode: &encode,
+            vocab_size: self.tokenizer.vocab_size() as u32,
+            sha256: hash::sha256_hex(&self.tokenizer_json),
+            separator: self.specials.eos,
+        };
+        let mut bar: Option<Progress> = None;
+        let tokens = data::tokenize(&self.dir, &encoder, env::threads()?, &mut |done, total| {
+            let start = || Progress::new("encoding", Unit::Of("documents"), 0, total);
+            bar.get_or_insert_with(start).set(done);
+            stop_if_asked()
+        });
+        match tokens {
+            Ok(tokens) => Ok(tokens),
+            Err(data::tokens::TokenizeError::Interrupted) => {
+                Err(Interrupted("nothing was trained".into()).into())
+            }
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// The dialogues as ids, with the assistant's words marked.
+    fn dialogues(&self) -> Result<Vec<(Vec<u32>, Vec<bool>)>> {
+        let options = ChatOptions {
+            enable_thinking: false,
+            add_generation_prompt: false,
+        };
+        let mut all = Vec::new();
+        for dialogue in data::shard::records::<Dialogue>(&self.dir, Split::Dialogues)? {
+            let dialogue = dialogue?;
+            let messages = dialogue.messages.iter().map(|message| {
+                let role = match message.role.as_str() {
+                    "system" => Role::System,
+                    "user" => Role::User,
+                    "assistant" => Role::Assistant,
+                    other => bail!(
+                        "a dialogue of {} has a turn of {other:?}",
+                        self.dir.display()
+                    ),
+                };
+                Ok(Message::new(role, message.content.clone()))
+            });
+            let messages = messages.collect::<Result<Vec<_>>>()?;
+            let rendered = render(&self.tokenizer, &messages, &options)?;
+            all.push((rendered.ids, rendered.loss_mask));
+        }
+        Ok(all)
+    }
+
+    /// Bytes of text that each id stands for; none for special tokens.
+    fn token_bytes(&self) -> Vec<u32> {
+        let ids = 0..self.tokenizer.vocab_size() as u32;
+        ids.map(|id| match self.tokenizer.is_added(id) {
+            true => 0,
+            false => self.tokenizer.token_bytes(id).map_or(0, |b| b.len() as u32),
+        })
+        .collect()
+    }
+}
+
+/// Trains a stage to its end, with progress on stderr.
+///
+/// # Errors
+/// Also when interrupted, after a checkpoint.
+pub(crate) fn train(job: &Job) -> Result<Outcome> {
+    interrupt::listen()?;
+    let (run, recipe) = (&job.run, job.recipe);
+    let sources = Sources::open(run, recipe)?;
+    let config = match job.stage {
+        Stage::Pretrain => sources.config(recipe)?,
+        Stage::Sft => parent_config(run, recipe)?,
+    };
+    let estimate = Estimate::new(&config, recipe);
+    if let Some(free) = memory::available_bytes().filter(|&free| free < estimate.memory_bytes) {
+        bail!(
+            "training takes about {} of memory, {} are available; lower train.rows_per_micro_step, or use a \
+             machine with more",
+            bytes(estimate.memory_bytes),
+            bytes(free)
+        );
+    }
+    let tokens = sources.tokens()?;
+    let train = &recipe.train;
+    let heldout = Heldout::new(
+        &tokens,
+        train.seq_len,
+        train.rows_per_micro_step,
+        recipe.eval.tokens,
+        &sources.token_bytes(),
+    );
+    let documents;
+    let dialogues;
+    let batches: &dyn Batches = match job.stage {
+        Stage::Pretrain => {
+            let options = LoaderOptions {
+                seq_len: train.seq_len,
+                rows_per_batch: train.rows_per_micro_step,
+                seed: recipe.seed,
+                mixture: recipe.data.mixture.clone(),
+            };
+            documents = Documents(Loader::new(&tokens, options)?);
+            &documents
+        }
+        Stage::Sft => {
+            let batch_tokens = train.seq_len * train.rows_per_micro_step;
+            let packer = DialoguePacker::new(
+                sources.dialogues()?,
+                train.seq_len,
+                batch_tokens,
+                recipe.seed,
+            )?;
+            dialogues = Dialogues(packer);
+            &dialogues
+        }
+    };
+    let device = env::device()?;
+    let inputs = StageInputs {
+        run: run.clone(),
+        stage: job.stage,
+        resume: job.resume,
+        recipe,
+        config,
+        batches,
+        heldout: &heldout,
+        tokenizer_json: &sources.tokenizer_json,
+        genesis: genesis(&device)?,
+        data: data_record(run, &sources, &tokens)?,
+        tokenizer: records::Tokenizer {
+            sha256: tokens.tokenizer_sha256.clone(),
+            vocab_size: sources.tokenizer.vocab_size() as u64,
+            trained_on_manifest_sha256: job
+                .is_tokenizer_ours
+                .then(|| tokens.manifest_sha256.clone()),
+        },
+        key: key()?,
+    };
+    let name = match job.stage {
+        Stage::Pretrain => "pretraining",
+        Stage::Sft => "tuning",
+    };
+    let mut bar: Option<Progress> = None;
+    let outcome = train::run(device, &inputs, &mut |report| {
+        match report {
+            Report::Begin { step, steps } => {
+                bar = Some(Progress::new(name, Unit::Of("steps"), step, steps));
+            }
+            Report::Step(metrics) => {
+                if let Some(bar) = &mut bar {
+                    let mut note = format!(
+                        "loss {:.3}, {} tokens/s",
+                        metrics.next_token_loss,
+                        grouped(metrics.tokens_per_sec as u64)
+                    );
+                    if let Some(bits) = metrics.bits_per_byte {
+                        note.push_str(&format!(", {bits:.3} bits per byte"));
+                    }
+                    bar.note(note);
+                    bar.set(metrics.step);
+                }
+            }
+            Report::Saved { .. } => {}
+        }
+        stop_if_asked()
+    })?;
+    match (outcome.is_finished, bar) {
+        (true, Some(bar)) => {
+            bar.finish();
+            Ok(outcome)
+        }
+        (_, bar) => {
+            drop(bar);
+            let kept = format!(
+                "step {} of {} is saved in {}; go on with --resume",
+                outcome.steps,
+                recipe.train.steps,
+                outcome.checkpoint.display()
+            );
+            Err(Interrupted(kept).into())
+        }
+    }
+}
+
+/// The object that training commands print with --json.
+pub(crate) fn outcome_json(outcome: &Outcome, mfu: Option<f64>) -> serde_json::Value {
+    json!({
+        "steps": outcome.steps,
+        "tokens": outcome.tokens,
+        "loss": outcome.loss,
+        "bits_per_byte": outcome.bits_per_byte,
+        "tokens_per_sec": outcome.tokens_per_sec,
+        "mfu": mfu,
+        "weights_sha256": outcome.weights_sha256,
+        "checkpoint": outcome.checkpoint,
+    })
+}
+
+/// The same for people.
+pub(crate) fn outcome_text(outcome: &Outcome) -> String {
+    let bits = outcome.bits_per_byte;
+    format!(
+        "{} steps, {} tokens; loss {:.4}{}; weights {}\n{}",
+        grouped(outcome.steps),
+        grouped(outcome.tokens),
+        outcome.loss,
+        bits.map_or(String::new(), |b| format!(
+            ", {b:.4} bits per byte of held-out text"
+        )),
+        &outcome.weights_sha256[..16],
+        outcome.checkpoint.display()
+    )
+}
+
+fn stop_if_asked() -> ControlFlow<()> {
+    match interrupt::is_asked() {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    }
+}
+
+/// The architecture of the pretrained model, multiplied in the type that the recipe of this stage names.
+fn parent_config(run: &RunDir, recipe: &Recipe) -> Result<ModelConfig> {
+    if recipe.model.is_some() {
+        let (stage, is_missing) = (Stage::Sft, false);
+        return Err(train::recipe::RecipeError::ModelSection { stage, is_missing }.into());
+    }
+    let Some(parent) = run.latest_checkpoint(Stage::Pretrain)? else {
+        bail!(
+            "{} has no pretrained model; run `dokja pretrain` into it first",
+            run.root().display()
+        );
+    };
+    let path = parent.path.join("config.json");
+    let text = std::fs::read_to_string(&path)
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    let config =
+        ModelConfig::from_json(&text).with_context(|| format!("cannot use {}", path.display()))?;
+    if config.compute != recipe.train.compute {
+        bail!(
+            "the model was pretrained with train.compute {:?}; a stage after it must use the same, so that \
+             training and serving multiply alike",
+            config.compute
+        );
+    }
+    Ok(config)
+}
+
+fn data_record(run: &RunDir, sources: &Sources, tokens: &TokenData) -> Result<records::Data> {
+    let location = match run.relative(&sources.dir) {
+        Some(inside) => inside,
+        None => std::fs::canonicalize(&sources.dir)
+            .with_context(|| format!("cannot read {}", sources.dir.display()))?
+            .to_string_lossy()
+            .into_owned(),
+    };
+    let languages = sources.manifest.languages.values();
+    let heldout: u64 = languages.map(|tally| tally.heldout_documents).sum();
+    Ok(records::Data {
+        manifest_sha256: tokens.manifest_sha256.clone(),
+        location,
+        train_documents: sources.manifest.kept_documents - heldout,
+        heldout_documents: heldout,
+    })
+}
+
+/// The signing key, made at first use.
+pub(crate) fn key() -> Result<Key> {
+    let path = env::key_path()?;
+    let is_new = !path.exists();
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent)
+            .with_context(|| format!("cannot create {}", parent.display()))?;
+    }
+    let key = Key::load_or_create(&path)?;
+    if is_new {
+        tell(&format!(
+            "made a signing key, {}; keep it: what it signs is yours",
+            path.display()
+        ));
+    }
+    Ok(key)
+}
+
+fn genesis(device: &Device) -> Result<Genesis> {
+    Ok(Genesis {
+        dokja_version: env!("CARGO_PKG_VERSION").to_string(),
+        code_commit: option_env!("DOKJA_COMMIT").map(str::to_string),
+        machine: Machine {
+            cpu: cpu_name(),
+            isa: device.name().to_string(),
+            cores: std::thread::available_parallelism().map_or(1, |n| n.get() as u64),
+            memory_bytes: memory::total_bytes().unwrap_or(0),
+        },
+        created: String::new(),
+    })
+}
+
+/// As the processor names itself; "unknown" where the system does not tell.
+fn cpu_name() -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"));
+    let name = line.and_then(|line| line.split_once(':'));
+    name.map_or("unknown".to_string(), |(_, name)| name.trim().to_string())
+}

@@ -1,0 +1,89 @@
+//! A run that is killed again and again ends with the bytes of one that was not, and its record holds.
+
+use formats::run_dir::{RunDir, Stage};
+use numerics::Rng;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+const MODEL: &str = "[model]\nhidden_size = 16\nintermediate_size = 24\nnum_hidden_layers = 4\n\
+    num_attention_heads = 4\nnum_key_value_heads = 2\nhead_dim = 4\nsliding_window = 8\n\
+    num_experts = 4\nnum_experts_per_tok = 2\nmoe_intermediate_size = 8\n";
+const TRAIN: &str = "[train]\nsteps = 60\nseq_len = 128\nrows_per_step = 4\nrows_per_micro_step = 2\n\
+    [schedule]\nwarmup_steps = 2\n[checkpoint]\nevery = 7\n[eval]\nevery = 10\ntokens = 256\n";
+
+fn dokja(dir: &Path, threads: usize) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dokja"));
+    command
+        .current_dir(dir)
+        .env("DOKJA_KEY", dir.join("signing.key"))
+        .env("DOKJA_THREADS", threads.to_string())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command
+}
+
+fn succeed(dir: &Path, threads: usize, args: &[&str]) {
+    assert!(
+        dokja(dir, threads).args(args).status().unwrap().success(),
+        "{args:?}"
+    );
+}
+
+/// Trains a stage of `run`, killing it after some more steps each time, on other threads each time.
+fn train_with_kills(dir: &Path, run: &RunDir, stage: Stage, recipe: &str, rng: &mut Rng) {
+    let name = run.root().to_str().unwrap();
+    let args = [stage.name(), recipe, "--run-dir", name, "--resume"];
+    let steps_done = || formats::metrics::read(&run.metrics(stage)).map_or(0, |steps| steps.len());
+    for threads in [1, 2, 1] {
+        let mut child = dokja(dir, threads).args(args).spawn().unwrap();
+        let until = steps_done() + 1 + rng.below(12);
+        while steps_done() < until && child.try_wait().unwrap().is_none() {
+            std::thread::yield_now();
+        }
+        child.kill().unwrap(); // SIGKILL
+        child.wait().unwrap();
+    }
+    succeed(dir, 2, &args);
+}
+
+#[test]
+fn a_run_killed_at_any_moment_ends_with_the_same_bytes_and_a_record_that_holds() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let write = |name: &str, text: String| std::fs::write(dir.join(name), text).unwrap();
+    let data = "[data]\ndir = \"data\"\ntokenizer = \"tokenizer.json\"\n";
+    write("pretrain.toml", format!("{MODEL}{data}{TRAIN}"));
+    write("sft.toml", format!("{data}{TRAIN}"));
+    let build = "data build --out data --builtin --builtin-bytes 60000 --builtin-dialogues 300";
+    let learn = "tokenizer train --data data --vocab-size 400 --out tokenizer.json";
+    for line in [build, learn] {
+        succeed(dir, 1, &line.split(' ').collect::<Vec<_>>());
+    }
+    let weights = |run: &RunDir, stage: Stage| {
+        std::fs::read(run.checkpoint(stage, 60).join("model.safetensors")).unwrap()
+    };
+    let (whole, killed) = (
+        RunDir::new(&dir.join("whole")),
+        RunDir::new(&dir.join("killed")),
+    );
+    let mut rng = Rng::new(1, "kills");
+    for stage in Stage::ALL {
+        let recipe = format!("{stage}.toml");
+        succeed(dir, 1, &[stage.name(), &recipe, "--run-dir", "whole"]);
+        train_with_kills(dir, &killed, stage, &recipe, &mut rng);
+        assert!(weights(&whole, stage) == weights(&killed, stage), "{stage}");
+    }
+    for run in ["whole", "killed"] {
+        succeed(dir, 1, &["audit", "verify", run]);
+    }
+    // One changed byte in the weights between the start and the end, and the record no longer holds.
+    let file = killed
+        .checkpoint(Stage::Pretrain, 28)
+        .join("model.safetensors");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    let status = dokja(dir, 1).args(["audit", "verify", "killed"]).status();
+    assert_eq!(status.unwrap().code(), Some(1));
+}

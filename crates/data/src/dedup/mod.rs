@@ -1,0 +1,5 @@
+//! Removing what is there twice.
+
+pub mod exact;
+
+pub use exact::ExactDedup;

@@ -1,0 +1,392 @@
+//! What this processor can do at most: loops of one instruction each, timed.
+//!
+//! multiply-add   x_i <- x_i a + b in independent chains, f32
+//! dot product    x_i <- x_i + a . b of pairs of bf16 (value by value where that is how they are multiplied), and of fours of 8-bit integers
+//! memory         sum of a range, and a copy, larger than the caches
+//!
+//! All threads of the pool run at once. A peak is the best of several short runs: what else the machine
+//! does can only take away. Chains hide the latency of an instruction; how many do so and still fit the
+//! registers differs, so several numbers of them are tried.
+//!
+//! The only file here that reads a clock. Not measured: caches, single threads, non-temporal stores.
+
+use crate::pool::SharedMut;
+use crate::row::{self, fold_lanes, for_lanes};
+use crate::simd::Simd;
+use crate::{Cpu, Isa};
+use half::bf16;
+use std::hint::black_box;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Limits of a processor with its threads, all per second.
+#[derive(Clone, Copy, Debug)]
+pub struct Peaks {
+    /// Operations on f32; a multiply-add is two.
+    pub f32_flops: f64,
+    /// Operations on bf16 factors, summed in f32.
+    pub bf16_flops: f64,
+    /// Operations on 8-bit factors, summed in 32 bits.
+    pub int8_ops: f64,
+    /// Bytes read from memory.
+    pub read_bytes: f64,
+    /// Bytes read and bytes written by a copy, together.
+    pub copy_bytes: f64,
+}
+
+impl Peaks {
+    /// Measures, for a second or so; `memory` should be larger than the caches.
+    pub fn measure(cpu: &Cpu, memory: &mut Memory) -> Peaks {
+        let f32_flops = f32_flops(cpu);
+        Peaks {
+            f32_flops,
+            bf16_flops: bf16_flops(cpu, f32_flops),
+            int8_ops: int8_ops(cpu),
+            read_bytes: memory.read_bytes(cpu),
+            copy_bytes: memory.copy_bytes(cpu),
+        }
+    }
+
+    /// Seconds that an op takes at least: its operations (on factors of f32 or bf16), or its traffic. A
+    /// written byte costs what a copy costs beyond reading.
+    pub fn seconds(&self, flops: f64, in_bf16: bool, bytes_read: f64, bytes_written: f64) -> f64 {
+        let compute = flops
+            / if in_bf16 {
+                self.bf16_flops
+            } else {
+                self.f32_flops
+            };
+        let per_read = 1.0 / self.read_bytes;
+        let per_written = (2.0 / self.copy_bytes - per_read).max(0.0);
+        compute.max(bytes_read * per_read + bytes_written * per_written)
+    }
+}
+
+/// Rounds of a chain in one timed run: some tens of microseconds, so that most runs fall between two
+/// interruptions.
+const ROUNDS: usize = 10_000;
+
+/// Long enough for many runs.
+const BUDGET: Duration = Duration::from_millis(50);
+
+/// Not counted: the processor raises its frequency, the other threads wake up.
+const WARM_UP: Duration = Duration::from_millis(10);
+
+/// `work` a run of `f`, per second, of all threads together: each thread's best run while the others run
+/// too.
+fn best_rate(cpu: &Cpu, work: f64, f: &(dyn Fn() + Sync)) -> f64 {
+    let total = Mutex::new(0.0);
+    cpu.pool.run(&|_| {
+        let (start, mut best) = (Instant::now(), f64::INFINITY);
+        while start.elapsed() < BUDGET {
+            let run = Instant::now();
+            f();
+            if start.elapsed() > WARM_UP {
+                best = best.min(run.elapsed().as_secs_f64());
+            }
+        }
+        *total.lock().unwrap_or_else(PoisonError::into_inner) += work / best;
+    });
+    total.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Numbers of independent chains that are tried.
+const CHAINS: [usize; 4] = [4, 8, 12, 16];
+
+/// The rate with the number of chains that suits best; `operations` of one instruction.
+fn best_chains(cpu: &Cpu, operations: usize, f: &(dyn Fn(usize) + Sync)) -> f64 {
+    let rate = |chains: usize| best_rate(cpu, (ROUNDS * chains * operations) as f64, &|| f(chains));
+    CHAINS.into_iter().map(rate).fold(0.0, f64::max)
+}
+
+fn f32_flops(cpu: &Cpu) -> f64 {
+    let isa = cpu.isa();
+    best_chains(cpu, 2 * crate::gemm::lanes(isa), &|chains| {
+        dispatch!(isa, multiply_adds(chains: usize));
+    })
+}
+
+/// Without an instruction of its own a dot product is two multiply-adds of widened factors.
+fn bf16_flops(cpu: &Cpu, f32_flops: f64) -> f64 {
+    let isa = cpu.isa();
+    if isa != Isa::Avx512Bf16 {
+        return f32_flops;
+    }
+    let parts = dispatch!(isa, pair_parts() -> usize);
+    best_chains(cpu, 4 * crate::gemm::lanes(isa) / parts, &|chains| {
+        dispatch!(isa, dot_products(chains: usize));
+    })
+}
+
+#[inline(always)]
+unsafe fn pair_parts<S: Simd>() -> usize {
+    S::PAIR_PARTS
+}
+
+/// Instantiates a loop for the number of chains it is given.
+macro_rules! with_chains {
+    ($chains:expr, $f:ident $(, $type:ty)?) => {
+        match $chains {
+            4 => $f::<$($type,)? 4>(),
+            8 => $f::<$($type,)? 8>(),
+            12 => $f::<$($type,)? 12>(),
+            _ => $f::<$($type,)? 16>(),
+        }
+    };
+}
+
+/// # Safety
+/// As for [`Simd`].
+#[inline(always)]
+unsafe fn multiply_adds<S: Simd>(chains: usize) {
+    // SAFETY: forwarded to the caller.
+    unsafe { with_chains!(chains, multiply_add_chains, S) }
+}
+
+/// # Safety
+/// As for [`Simd`].
+#[inline(always)]
+unsafe fn multiply_add_chains<S: Simd, const N: usize>() {
+    // SAFETY: forwarded to the caller.
+    unsafe {
+        // Converges to 1: neither grows nor vanishes.
+        let (a, b) = (S::splat(black_box(0.5)), S::splat(black_box(0.5)));
+        let mut x = [S::splat(black_box(2.0)); N];
+        for _ in 0..ROUNDS {
+            for x in &mut x {
+                *x = S::fma(*x, a, b);
+            }
+        }
+        black_box(x);
+    }
+}
+
+/// # Safety
+/// As for [`Simd`].
+#[inline(always)]
+unsafe fn dot_products<S: Simd>(chains: usize) {
+    // SAFETY: forwarded to the caller.
+    unsafe { with_chains!(chains, dot_product_chains, S) }
+}
+
+/// # Safety
+/// As for [`Simd`].
+#[inline(always)]
+unsafe fn dot_product_chains<S: Simd, const N: usize>() {
+    let pairs = black_box([bf16::ONE, bf16::NEG_ONE]);
+    let ones = black_box([bf16::ONE; 2]);
+    // SAFETY: a pair at each pointer.
+    unsafe {
+        let (a, b) = (S::splat_pair(pairs.as_ptr()), S::splat_pair(ones.as_ptr()));
+        let mut x = [S::splat(black_box(1.0)); N];
+        for _ in 0..ROUNDS {
+            for x in &mut x {
+                *x = S::dot_pairs(*x, a, b);
+            }
+        }
+        black_box(x);
+    }
+}
+
+/// The instruction for products of 8-bit integers, where there is one, else for 16-bit ones.
+fn int8_ops(cpu: &Cpu) -> f64 {
+    match cpu.isa() {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 | Isa::Avx512Bf16 if is_x86_feature_detected!("avx512vnni") => {
+            // SAFETY: the instruction is there.
+            best_chains(cpu, 128, &|chains| unsafe { x86::vnni_512(chains) })
+        }
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Avx2 if is_x86_feature_detected!("avxvnni") => {
+            // SAFETY: the instruction is there.
+            best_chains(cpu, 64, &|chains| unsafe { x86::vnni_256(chains) })
+        }
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Avx2 => {
+            // SAFETY: AVX2 is there, by the instruction set.
+            best_chains(cpu, 32, &|chains| unsafe { x86::widened_256(chains) })
+        }
+        _ => best_rate(cpu, (2 * 100 * FACTORS) as f64, &|| {
+            (0..100).for_each(|_| widened())
+        }),
+    }
+}
+
+/// Factors of [`widened`]: they stay in the first-level cache.
+const FACTORS: usize = 1024;
+
+/// Plain Rust: sums of products of 16-bit factors, as the compiler vectorises them.
+fn widened() {
+    let (a, b) = black_box((&[3i16; FACTORS], &[5i16; FACTORS]));
+    let products = a.iter().zip(b).map(|(&a, &b)| i32::from(a) * i32::from(b));
+    black_box(products.sum::<i32>());
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{ROUNDS, black_box};
+    use std::arch::x86_64::*;
+
+    /// A loop of `$step(x, a, b)` for each number of chains.
+    macro_rules! chains {
+        ($name:ident, $features:literal, $zero:expr, $splat:expr, $step:expr) => {
+            /// # Safety
+            /// The processor has the features.
+            #[target_feature(enable = $features)]
+            pub(super) unsafe fn $name(chains: usize) {
+                /// # Safety
+                /// As for the function around it.
+                #[target_feature(enable = $features)]
+                unsafe fn of<const N: usize>() {
+                    let (a, b) = ($splat(black_box(3)), $splat(black_box(5)));
+                    let mut x = [$zero; N];
+                    for _ in 0..ROUNDS {
+                        for x in &mut x {
+                            *x = $step(*x, a, b);
+                        }
+                    }
+                    black_box(x);
+                }
+                // SAFETY: forwarded to the caller.
+                unsafe { with_chains!(chains, of) }
+            }
+        };
+    }
+
+    chains!(
+        vnni_512,
+        "avx512f,avx512vnni",
+        _mm512_setzero_si512(),
+        _mm512_set1_epi8,
+        _mm512_dpbusd_epi32
+    );
+    chains!(
+        vnni_256,
+        "avx2,avxvnni",
+        _mm256_setzero_si256(),
+        _mm256_set1_epi8,
+        _mm256_dpbusd_avx_epi32
+    );
+    chains!(
+        widened_256,
+        "avx2",
+        _mm256_setzero_si256(),
+        _mm256_set1_epi16,
+        |x, a, b| _mm256_add_epi32(x, _mm256_madd_epi16(a, b))
+    );
+}
+
+/// Two buffers to read from and copy to.
+pub struct Memory {
+    source: Vec<f32>,
+    target: Vec<f32>,
+}
+
+impl Memory {
+    /// Of `bytes` bytes each. Both are written, so that every page is there.
+    pub fn new(bytes: usize) -> Memory {
+        Memory {
+            source: vec![1.0; bytes / 4],
+            target: vec![2.0; bytes / 4],
+        }
+    }
+
+    /// Reads one buffer: what was in the caches before is not afterwards.
+    pub fn sweep(&self, cpu: &Cpu) {
+        let (isa, source) = (cpu.isa(), &self.source);
+        cpu.pool.for_ranges(source.len(), 1024, &|range| {
+            let x = &source[range];
+            let sum: f32 = dispatch!(isa, sum(x: &[f32]) -> f32);
+            black_box(sum);
+        });
+    }
+
+    /// Bytes read per second.
+    fn read_bytes(&self, cpu: &Cpu) -> f64 {
+        let seconds = best_seconds(|| self.sweep(cpu));
+        (4 * self.source.len()) as f64 / seconds
+    }
+
+    /// Bytes read and written per second.
+    fn copy_bytes(&mut self, cpu: &Cpu) -> f64 {
+        let (isa, source) = (cpu.isa(), &self.source);
+        let target = SharedMut::new(&mut self.target);
+        let seconds = best_seconds(|| {
+            cpu.pool.for_ranges(source.len(), 1024, &|range| {
+                // SAFETY: ranges are disjoint.
+                let (y, x) = (unsafe { target.slice(range.clone()) }, &source[range]);
+                dispatch!(isa, copy(y: &mut [f32], x: &[f32]));
+            });
+        });
+        (8 * self.source.len()) as f64 / seconds
+    }
+}
+
+/// The best of five runs.
+fn best_seconds(mut f: impl FnMut()) -> f64 {
+    (0..5)
+        .map(|_| {
+            let start = Instant::now();
+            f();
+            start.elapsed().as_secs_f64()
+        })
+        .fold(f64::INFINITY, f64::min)
+}
+
+/// # Safety
+/// As for [`Simd`].
+#[inline(always)]
+unsafe fn sum<S: Simd>(x: &[f32]) -> f32 {
+    let (len, x) = (x.len(), x.as_ptr());
+    // SAFETY: `i + n <= len`.
+    unsafe {
+        row::sum::<S>(fold_lanes!(S, len, 0.0, |acc, i, n| {
+            S::add(acc, row::load::<S>(x.add(i), n))
+        }))
+    }
+}
+
+/// # Safety
+/// As for [`Simd`]; equal lengths.
+#[inline(always)]
+unsafe fn copy<S: Simd>(y: &mut [f32], x: &[f32]) {
+    let (len, y, x) = (y.len(), y.as_mut_ptr(), x.as_ptr());
+    // SAFETY: `i + n <= len`.
+    unsafe {
+        for_lanes!(S, len, |i, n| {
+            row::store::<S>(y.add(i), row::load::<S>(x.add(i), n), n);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_instruction_set_has_limits_and_an_op_takes_the_longer_of_its_two() {
+        for isa in Isa::available() {
+            let peaks = Peaks::measure(&Cpu::new(isa, 2), &mut Memory::new(1 << 16));
+            let all = [
+                peaks.f32_flops,
+                peaks.bf16_flops,
+                peaks.int8_ops,
+                peaks.read_bytes,
+                peaks.copy_bytes,
+            ];
+            assert!(all.iter().all(|x| x.is_finite() && *x > 1e6), "{peaks:?}");
+        }
+        let peaks = Peaks {
+            f32_flops: 100.0,
+            bf16_flops: 200.0,
+            int8_ops: 400.0,
+            read_bytes: 20.0,
+            copy_bytes: 16.0,
+        };
+        assert_eq!(peaks.seconds(1000.0, false, 40.0, 0.0), 10.0);
+        assert_eq!(peaks.seconds(1000.0, true, 40.0, 0.0), 5.0);
+        assert_eq!(peaks.seconds(0.0, false, 40.0, 0.0), 2.0);
+        let copy = peaks.seconds(0.0, false, 8.0, 8.0);
+        assert!((copy - 1.0).abs() < 1e-12, "a copy takes what a copy takes");
+    }
+}

@@ -1,0 +1,3 @@
+//! Every op of the case tables.
+
+mod ops;

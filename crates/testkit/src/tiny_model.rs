@@ -1,0 +1,251 @@
+//! Small models for the tests of model, trainer and engine, and the same in the words of `reference`.
+
+use crate::case::normal;
+use model::config::{AttentionType, Compute, MlpType};
+use model::transformer::Batch;
+use model::weights::Role;
+use model::{Layout, ModelConfig};
+use numerics::Rng;
+use reference::loss::Sequence;
+use reference::{Config, LayerType, MlpLayerType, Tensor, Tensors};
+use tensor::ops::cross_entropy::IGNORE;
+
+/// Every kind of layer, and no two sizes alike.
+pub fn tiny() -> ModelConfig {
+    use AttentionType::{FullAttention as Global, SlidingAttention as Sliding};
+    use MlpType::{Dense, Sparse};
+    ModelConfig {
+        vocab_size: 61,
+        hidden_size: 24,
+        intermediate_size: 20,
+        num_hidden_layers: 4,
+        num_attention_heads: 4,
+        num_key_value_heads: 2,
+        head_dim: 10,
+        rms_norm_eps: 1e-5,
+        rope_theta: 1e4,
+        max_position_embeddings: 512,
+        sliding_window: 5,
+        layer_types: vec![Sliding, Sliding, Sliding, Global],
+        mlp_layer_types: vec![Dense, Sparse, Sparse, Sparse],
+        num_experts: 7,
+        num_experts_per_tok: 3,
+        moe_intermediate_size: 9,
+        num_shared_experts: 1,
+        norm_topk_prob: true,
+        routed_scaling_factor: 2.5,
+        num_nextn_predict_layers: 1,
+        initializer_range: 0.2,
+        bos_token_id: Some(1),
+        eos_token_id: Some(2),
+        pad_token_id: Some(0),
+        compute: Compute::F32,
+    }
+}
+
+/// [`tiny`] and what a configuration may change about it, one thing at a time.
+pub fn variants() -> Vec<(&'static str, ModelConfig)> {
+    let layers = |attention: Vec<AttentionType>, mlp: Vec<MlpType>| ModelConfig {
+        num_hidden_layers: attention.len(),
+        layer_types: attention,
+        mlp_layer_types: mlp,
+        ..tiny()
+    };
+    let experts = |num_experts: usize, num_experts_per_tok: usize| ModelConfig {
+        num_experts,
+        num_experts_per_tok,
+        ..tiny()
+    };
+    let heads = |heads: usize, kv_heads: usize, head_dim: usize| ModelConfig {
+        num_attention_heads: heads,
+        num_key_value_heads: kv_heads,
+        head_dim,
+        ..tiny()
+    };
+    let (global, sliding) = (
+        AttentionType::FullAttention,
+        AttentionType::SlidingAttention,
+    );
+    let (dense, sparse) = (MlpType::Dense, MlpType::Sparse);
+    vec![
+        ("every kind of layer", tiny()),
+        (
+            "no second prediction",
+            ModelConfig {
+                num_nextn_predict_layers: 0,
+                ..tiny()
+            },
+        ),
+        ("one global dense layer", layers(vec![global], vec![dense])),
+        (
+            "one sliding sparse layer",
+            layers(vec![sliding], vec![sparse]),
+        ),
+        (
+            "only global layers",
+            layers(vec![global; 2], vec![dense, sparse]),
+        ),
+        (
+            "only sliding layers",
+            layers(vec![sliding; 2], vec![sparse; 2]),
+        ),
+        (
+            "a window of one",
+            ModelConfig {
+                sliding_window: 1,
+                ..tiny()
+            },
+        ),
+        (
+            "a window beyond the text",
+            ModelConfig {
+                sliding_window: 999,
+                ..tiny()
+            },
+        ),
+        ("one expert of many", experts(7, 1)),
+        ("all experts", experts(5, 5)),
+        ("one expert", experts(1, 1)),
+        (
+            "two shared experts",
+            ModelConfig {
+                num_shared_experts: 2,
+                ..tiny()
+            },
+        ),
+        (
+            "weights that are not normalised",
+            ModelConfig {
+                norm_topk_prob: false,
+                ..tiny()
+            },
+        ),
+        ("one head", heads(1, 1, 6)),
+        ("as many keys as queries", heads(3, 3, 4)),
+    ]
+}
+
+/// Weights as in a trained model rather than at its start: no gain is one, no bias zero.
+pub fn params(config: &ModelConfig, layout: &Layout) -> Vec<f32> {
+    let mut params = vec![0.0; layout.len];
+    for tensor in &layout.tensors {
+        let (around, size) = match tensor.role {
+            Role::Gain => (1.0, 0.2),
+            Role::RouterBias => (0.7, 0.3),
+            Role::Matrix | Role::Embedding => (0.0, config.initializer_range),
+        };
+        let values = normal(tensor.span.len, &tensor.name);
+        for (param, value) in params[tensor.span.range()].iter_mut().zip(values) {
+            *param = around + size * value;
+        }
+    }
+    params
+}
+
+/// Text of the given lengths: every token counts.
+pub fn text(config: &ModelConfig, lengths: &[usize]) -> Vec<Sequence> {
+    let mut rng = Rng::new(5, "text");
+    let mut sequence = |&len: &usize| {
+        let ids = (0..len).map(|_| rng.below(config.vocab_size) as u32);
+        Sequence::text(&ids.collect::<Vec<_>>())
+    };
+    lengths.iter().map(&mut sequence).collect()
+}
+
+/// Conversations of the given lengths: tokens count in runs, as answers do.
+pub fn conversations(config: &ModelConfig, lengths: &[usize]) -> Vec<Sequence> {
+    let mut all = text(config, lengths);
+    for sequence in &mut all {
+        for (t, counts) in sequence.is_target.iter_mut().enumerate() {
+            *counts = t % 7 >= 3;
+        }
+    }
+    all
+}
+
+/// The same as the model takes it.
+pub fn batch(sequences: &[Sequence]) -> Batch {
+    let mut batch = Batch {
+        cu_seqlens: vec![0],
+        ..Batch::default()
+    };
+    for sequence in sequences {
+        let rows = sequence.ids.len();
+        let targets = |ahead: usize| {
+            let targets = sequence.targets(ahead, rows).into_iter();
+            targets.map(|target| target.unwrap_or(IGNORE))
+        };
+        batch.targets.extend(targets(1));
+        batch.mtp_targets.extend(targets(2));
+        let next = |t: usize| sequence.ids.get(t + 1).copied().unwrap_or(0);
+        batch.next_ids.extend((0..rows).map(next));
+        batch.ids.extend(&sequence.ids);
+        batch.cu_seqlens.push(batch.ids.len() as u32);
+    }
+    batch
+}
+
+/// A configuration in the words of the reference.
+pub fn reference_config(config: &ModelConfig) -> Config {
+    let layer = |of: &AttentionType| match of {
+        AttentionType::SlidingAttention => LayerType::SlidingAttention,
+        AttentionType::FullAttention => LayerType::FullAttention,
+    };
+    let mlp = |of: &MlpType| match of {
+        MlpType::Dense => MlpLayerType::Dense,
+        MlpType::Sparse => MlpLayerType::Sparse,
+    };
+    Config {
+        vocab_size: config.vocab_size,
+        hidden_size: config.hidden_size,
+        intermediate_size: config.intermediate_size,
+        layer_types: config.layer_types.iter().map(layer).collect(),
+        mlp_layer_types: config.mlp_layer_types.iter().map(mlp).collect(),
+        num_attention_heads: config.num_attention_heads,
+        num_key_value_heads: config.num_key_value_heads,
+        head_dim: config.head_dim,
+        rms_norm_eps: f64::from(config.rms_norm_eps),
+        rope_theta: config.rope_theta,
+        sliding_window: config.sliding_window,
+        num_experts: config.num_experts,
+        num_experts_per_tok: config.num_experts_per_tok,
+        moe_intermediate_size: config.moe_intermediate_size,
+        num_shared_experts: config.num_shared_experts,
+        norm_topk_prob: config.norm_topk_prob,
+        routed_scaling_factor: f64::from(config.routed_scaling_factor),
+        num_nextn_predict_layers: config.num_nextn_predict_layers,
+    }
+}
+
+/// Weights, gradients or moments of a layout in the words of the reference.
+pub fn reference_tensors(layout: &Layout, values: &[f32]) -> Tensors {
+    let tensor = |spec: &model::weights::TensorSpec| {
+        let data = values[spec.span.range()].iter().map(|&x| f64::from(x));
+        let (shape, data) = (spec.shape.clone(), data.collect());
+        (spec.name.clone(), Tensor { shape, data })
+    };
+    layout.tensors.iter().map(tensor).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_variant_is_a_valid_configuration_with_the_tensors_of_the_reference() {
+        for (name, config) in variants() {
+            config
+                .validate()
+                .unwrap_or_else(|error| panic!("{name}: {error}"));
+            let mut ours: Vec<_> = Layout::new(&config)
+                .tensors
+                .into_iter()
+                .map(|spec| (spec.name, spec.shape))
+                .collect();
+            let mut theirs = reference_config(&config).tensors();
+            ours.sort();
+            theirs.sort();
+            assert_eq!(ours, theirs, "{name}");
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! The tokenizer of K-EXAONE's kind: byte-level BPE with tokens that span words. Trained, used, and
+//! kept as a `tokenizer.json` that the Hugging Face `tokenizers` library reads.
+//!
+//! In reading order: `tokenizer` (text to ids and back), `pretokenize` and `bpe` (the two steps of
+//! it), `train`, `special` (tokens with a meaning), `chat_template` (messages to ids), `stream` (ids to
+//! text as they come), `json` (the file).
+//!
+//! ```
+//! use dokja_tokenizer::{Trainer, chat::{self, ChatOptions, Message}};
+//!
+//! let trainer = Trainer { vocab_size: 300, ..Trainer::default() };
+//! let tokenizer = trainer.train(["the sea, the sea, the sea"], &mut |_| {})?;
+//! let ids = tokenizer.encode_ordinary("the sea");
+//! assert_eq!(tokenizer.decode(&ids, false), "the sea");
+//!
+//! let options = ChatOptions { enable_thinking: false, add_generation_prompt: true };
+//! let prompt = chat::render(&tokenizer, &[Message::user("Where is the sea?")], &options)?;
+//! assert_eq!(
+//!     tokenizer.decode(&prompt.ids, false),
+//!     "<|user|>\nWhere is the sea?<|endofturn|>\n<|assistant|>\n<think>\n\n</think>\n\n",
+//! );
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod tokenizer;
+
+pub mod pretokenize;
+
+mod added;
+mod bpe;
+mod byte_alphabet;
+mod char_class;
+mod fast_hash;
+
+pub mod train;
+
+pub mod special;
+
+pub mod chat_template;
+pub mod stream;
+
+pub mod error;
+mod json;
+
+pub use crate::tokenizer::{MAX_VOCAB_SIZE, Tokenizer};
+pub use chat_template as chat;
+pub use error::{LoadError, MissingSpecial, SaveError};
+pub use special::{AddedToken, Specials};
+pub use stream::StreamDecoder;
+pub use train::{Progress, TrainError, Trainer};

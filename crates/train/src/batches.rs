@@ -1,0 +1,112 @@
+//! Where the batches of a stage come from, and the held-out text it is measured on.
+
+use data::loader::sequential;
+use data::manifest::Split;
+use data::{DialoguePacker, IGNORE, Loader, TokenData};
+use model::transformer::Batch;
+
+/// The batches of a stage: a function of the step, promised in advance.
+pub trait Batches {
+    /// The batches of the micro-steps of step `step`, counted from 0.
+    fn batches(&self, step: u64, micro_steps: u64) -> Vec<Batch>;
+
+    /// SHA-256 over everything that determines them.
+    fn commitment(&self) -> &str;
+
+    /// How they follow from data and seed, for the ledger.
+    fn order(&self) -> &'static str;
+}
+
+/// Packed rows of documents. The loader's `rows_per_batch` are those of a micro-step.
+pub struct Documents<'a>(pub Loader<'a>);
+
+/// Packed dialogues, with only the assistant's words to be learnt.
+pub struct Dialogues(pub DialoguePacker);
+
+impl Batches for Documents<'_> {
+    fn batches(&self, step: u64, micro_steps: u64) -> Vec<Batch> {
+        let micro = step * micro_steps..(step + 1) * micro_steps;
+        micro.map(|at| convert(self.0.batch(at))).collect()
+    }
+
+    fn commitment(&self) -> &str {
+        self.0.commitment()
+    }
+
+    fn order(&self) -> &'static str {
+        "dokja-document-order-1: documents shuffled by (seed, epoch), cut into rows, rows permuted"
+    }
+}
+
+impl Batches for Dialogues {
+    fn batches(&self, step: u64, micro_steps: u64) -> Vec<Batch> {
+        let micro = step * micro_steps..(step + 1) * micro_steps;
+        micro.map(|at| convert(self.0.batch(at))).collect()
+    }
+
+    fn commitment(&self) -> &str {
+        self.0.commitment()
+    }
+
+    fn order(&self) -> &'static str {
+        "dokja-dialogue-order-1: dialogues shuffled by (seed, epoch), packed as they come"
+    }
+}
+
+/// Held-out text, in the form it is measured in.
+#[derive(Clone, Debug, Default)]
+pub struct Heldout {
+    /// Batches that are not learnt from.
+    pub batches: Vec<Batch>,
+    /// Bytes of text that their targets stand for.
+    pub bytes: u64,
+}
+
+impl Heldout {
+    /// The first documents of the held-out split, up to about `max_tokens`, in rows of `seq_len`, `rows`
+    /// at a time. `token_bytes` are the bytes of text that each id stands for.
+    pub fn new(
+        data: &TokenData,
+        seq_len: usize,
+        rows: usize,
+        max_tokens: u64,
+        token_bytes: &[u32],
+    ) -> Heldout {
+        let mut heldout = Heldout::default();
+        let mut tokens = 0;
+        for batch in sequential(data.of(Split::Heldout), seq_len, rows, data.separator) {
+            if tokens > 0 && tokens + batch.num_tokens() as u64 > max_tokens {
+                break;
+            }
+            tokens += batch.num_tokens() as u64;
+            let batch = convert(batch);
+            let bytes = batch
+                .targets
+                .iter()
+                .filter_map(|&id| token_bytes.get(id as usize));
+            heldout.bytes += bytes.map(|&bytes| u64::from(bytes)).sum::<u64>();
+            heldout.batches.push(batch);
+        }
+        heldout
+    }
+
+    /// Bits per byte of a summed cross-entropy in nats; `None` without any text.
+    pub fn bits_per_byte(&self, nats: f64) -> Option<f64> {
+        (self.bytes > 0).then(|| nats / std::f64::consts::LN_2 / self.bytes as f64)
+    }
+}
+
+fn convert(batch: data::Batch) -> Batch {
+    Batch {
+        ids: batch.ids,
+        targets: batch.targets,
+        mtp_targets: batch.targets2,
+        // The last row of a dialogue has no next token; nothing is predicted from what stands there.
+        next_ids: batch
+            .next_ids
+            .into_iter()
+            .map(|id| if id == IGNORE { 0 } else { id })
+            .collect(),
+        cu_seqlens: batch.cu_seqlens,
+    }
+}
