@@ -266,8 +266,7 @@ fn a_full_queue_asks_to_come_back() {
     let second = server.send("say b", json!({"stream": true}));
     server.step_until(&gate, |load| load == (1, 1));
     let third = server.send("say c", json!({}));
-    gate.allow(100);
-    let refused = third.read_to_end();
+    let refused = third.read_to_end_with_steps(&gate);
     assert!(refused.starts_with("HTTP/1.1 429 "), "{refused}");
     assert!(refused.contains("retry-after: 1\r\n") && refused.contains("queue_full"));
     drop(first);
