@@ -79,7 +79,7 @@ def ours(dokja, tokenizer, command, lines, *options):
                           capture_output=True, encoding="utf-8")
     if done.returncode != 0:
         sys.exit(f"dokja tokenizer {command} failed: {done.stderr}")
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return [json.loads(line) for line in done.stdout.removesuffix("\n").split("\n")]
 
 
 def compare(dokja, path, texts):

@@ -4,7 +4,7 @@
 # usage: runs/six-languages.sh CORPUS_DIR OUT_DIR [STEPS]
 #
 # CORPUS_DIR holds <lang>.jsonl.zst and heldout/<lang>.txt for ko en es de ja vi. STEPS, by default, is what
-# 38 minutes allow at the speed of the first steps on this machine.
+# 36 minutes allow at the speed of the first steps on this machine.
 # Prints bits per byte of every held-out file, and what `xz -9e` makes of it.
 set -euo pipefail
 corpus=$(realpath "$1") out=$2 steps=${3:-}
@@ -13,7 +13,7 @@ cd "$here"
 cargo build --release --quiet
 dokja=$here/target/release/dokja
 recipe=$here/recipes/six-languages/pretrain.toml
-minutes=38
+minutes=36
 
 mkdir -p "$out"
 if [ ! -e "$out/data" ]; then

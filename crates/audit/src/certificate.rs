@@ -2,7 +2,7 @@
 //!
 //! A certificate sums up; it is not evidence itself. Whoever wants to rely on it runs `verify`.
 //! It holds the head of the ledger, so that records removed later are missed.
-//! [`page`] shows it to people.
+//! `page` shows it to people.
 
 use std::path::Path;
 

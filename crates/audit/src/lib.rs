@@ -2,7 +2,7 @@
 //! claim.
 //!
 //! - [`finding`]: one thing looked at, and what came out
-//! - [`verify`]: from the final weights of a run back to its random start, over the signed ledger
+//! - [`mod@verify`]: from the final weights of a run back to its random start, over the signed ledger
 //! - [`certificate`]: the findings for people and machines, with what they cannot show
 //!
 //! The audit only reads. Evidence is made by the run itself, through `formats`; nothing but `cli`

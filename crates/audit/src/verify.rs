@@ -1,10 +1,10 @@
 //! From the final weights of a run back to its random start.
 //!
-//! 1. [`chain`]: every record is signed, in its only accepted spelling, and linked to the one
+//! 1. `chain`: every record is signed, in its only accepted spelling, and linked to the one
 //!    before
-//! 2. [`files`]: every recorded file has its recorded size and digest; nothing stands beside them
+//! 2. `files`: every recorded file has its recorded size and digest; nothing stands beside them
 //!    that a record should name
-//! 3. [`lineage`]: final -> checkpoints -> init, with recipe, batches, tokenizer and data; the
+//! 3. `lineage`: final -> checkpoints -> init, with recipe, batches, tokenizer and data; the
 //!    initial weights are computed again from their seed
 //!
 //! A failure does not end the walk: everything that can still be tested is. Hostile files cannot

@@ -10,6 +10,8 @@ use formats::hash;
 use formats::keys::Key;
 use formats::ledger::records::{self, Genesis, Machine};
 use formats::run_dir::{RunDir, Stage};
+use kernels_cpu::peak::{Memory, Peaks};
+use model::config::Compute;
 use model::{Layout, ModelConfig, flops};
 use serde_json::json;
 use std::ops::ControlFlow;
@@ -216,6 +218,19 @@ impl Sources {
     }
 }
 
+/// Refuses what would not fit.
+pub(crate) fn check_memory(estimate: &Estimate) -> Result<()> {
+    if let Some(free) = memory::available_bytes().filter(|&free| free < estimate.memory_bytes) {
+        bail!(
+            "training takes about {} of memory, {} are available; lower train.rows_per_micro_step, or use a \
+             machine with more",
+            bytes(estimate.memory_bytes),
+            bytes(free)
+        );
+    }
+    Ok(())
+}
+
 /// Trains a stage to its end, with progress on stderr.
 ///
 /// # Errors
@@ -229,14 +244,7 @@ pub(crate) fn train(job: &Job) -> Result<Outcome> {
         Stage::Sft => parent_config(run, recipe)?,
     };
     let estimate = Estimate::new(&config, recipe);
-    if let Some(free) = memory::available_bytes().filter(|&free| free < estimate.memory_bytes) {
-        bail!(
-            "training takes about {} of memory, {} are available; lower train.rows_per_micro_step, or use a \
-             machine with more",
-            bytes(estimate.memory_bytes),
-            bytes(free)
-        );
-    }
+    check_memory(&estimate)?;
     let tokens = sources.tokens()?;
     let train = &recipe.train;
     let heldout = Heldout::new(
@@ -248,26 +256,34 @@ pub(crate) fn train(job: &Job) -> Result<Outcome> {
     );
     let documents;
     let dialogues;
+    let loader = |rows_per_batch| {
+        let options = LoaderOptions {
+            seq_len: train.seq_len,
+            rows_per_batch,
+            seed: recipe.seed,
+            mixture: recipe.data.mixture.clone(),
+        };
+        Loader::new(&tokens, options)
+    };
+    let replay_rows = recipe.data.replay_rows;
     let batches: &dyn Batches = match job.stage {
+        Stage::Pretrain if replay_rows > 0 => {
+            bail!("data.replay_rows is for instruction tuning: here all rows are documents");
+        }
         Stage::Pretrain => {
-            let options = LoaderOptions {
-                seq_len: train.seq_len,
-                rows_per_batch: train.rows_per_micro_step,
-                seed: recipe.seed,
-                mixture: recipe.data.mixture.clone(),
-            };
-            documents = Documents(Loader::new(&tokens, options)?);
+            documents = Documents(loader(train.rows_per_micro_step)?);
             &documents
         }
         Stage::Sft => {
-            let batch_tokens = train.seq_len * train.rows_per_micro_step;
+            let batch_tokens = train.seq_len * (train.rows_per_micro_step - replay_rows);
             let packer = DialoguePacker::new(
                 sources.dialogues()?,
                 train.seq_len,
                 batch_tokens,
                 recipe.seed,
             )?;
-            dialogues = Dialogues(packer);
+            let replay = (replay_rows > 0).then(|| loader(replay_rows)).transpose()?;
+            dialogues = Dialogues::new(packer, replay);
             &dialogues
         }
     };
@@ -338,8 +354,18 @@ pub(crate) fn train(job: &Job) -> Result<Outcome> {
     }
 }
 
+/// Operations per second that this machine reaches at most on factors of a type.
+pub(crate) fn peak_flops(device: &Device, compute: Compute) -> f64 {
+    let Device::Cpu(cpu) = device;
+    let peaks = Peaks::measure(cpu, &mut Memory::new(memory::measuring_bytes()));
+    match compute {
+        Compute::F32 => peaks.f32_flops,
+        Compute::Bf16 => peaks.bf16_flops,
+    }
+}
+
 /// The object that training commands print with --json.
-pub(crate) fn outcome_json(outcome: &Outcome, mfu: Option<f64>) -> serde_json::Value {
+pub(crate) fn outcome_json(outcome: &Outcome, mfu: f64) -> serde_json::Value {
     json!({
         "steps": outcome.steps,
         "tokens": outcome.tokens,
@@ -353,12 +379,14 @@ pub(crate) fn outcome_json(outcome: &Outcome, mfu: Option<f64>) -> serde_json::V
 }
 
 /// The same for people.
-pub(crate) fn outcome_text(outcome: &Outcome) -> String {
+pub(crate) fn outcome_text(outcome: &Outcome, mfu: f64) -> String {
     let bits = outcome.bits_per_byte;
     format!(
-        "{} steps, {} tokens; loss {:.4}{}; weights {}\n{}",
+        "{} steps, {} tokens, {} a second ({:.0} % of the machine's peak); loss {:.4}{}; weights {}\n{}",
         grouped(outcome.steps),
         grouped(outcome.tokens),
+        grouped(outcome.tokens_per_sec as u64),
+        100.0 * mfu,
         outcome.loss,
         bits.map_or(String::new(), |b| format!(
             ", {b:.4} bits per byte of held-out text"

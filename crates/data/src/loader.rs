@@ -26,7 +26,7 @@
 //!
 //! Does not read text, nor decide learning rates, nor keep any state that matters.
 
-use std::{collections::BTreeMap, sync::Mutex};
+use std::{collections::BTreeMap, path::PathBuf, sync::Mutex};
 
 use numerics::{Philox, Rng};
 use sha2::{Digest, Sha256};
@@ -193,6 +193,7 @@ pub struct Loader<'a> {
     /// Rows of each stream in a pattern.
     per_pattern: Vec<u64>,
     commitment: String,
+    paths: Vec<PathBuf>,
 }
 
 impl<'a> Loader<'a> {
@@ -252,6 +253,7 @@ impl<'a> Loader<'a> {
             pattern,
             per_pattern,
             commitment,
+            paths: data.paths(),
         })
     }
 
@@ -259,6 +261,11 @@ impl<'a> Loader<'a> {
     /// every document), the seed, the sizes, the mixture, the separator and the version of the method.
     pub fn commitment(&self) -> &str {
         &self.commitment
+    }
+
+    /// The files that the batches are read from: what a run that holds them records.
+    pub fn paths(&self) -> &[PathBuf] {
+        &self.paths
     }
 
     /// Rows in one pass over all streams, each once.

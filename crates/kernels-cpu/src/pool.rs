@@ -1,7 +1,9 @@
-//! Worker threads with a static partition and a barrier that spins before it parks.
+//! Worker threads, and a barrier that spins before it parks.
 //!
-//! `run(f)` calls `f(0)`, `f(1)`, ... once on each thread and returns when all are done. Who computes
-//! what follows from the thread index alone; kernels see to it that the result does not.
+//! `run(f)` calls `f(0)`, `f(1)`, ... once on each thread and returns when all are done. `for_each` and
+//! `for_ranges` cut the work into pieces; whoever is free takes the next one, so that a core slowed down by
+//! something else does not hold up the rest. Who computes what is therefore chance; kernels see to it that the
+//! result is not.
 
 use std::cell::UnsafeCell;
 use std::ops::Range;
@@ -13,6 +15,9 @@ use std::thread::JoinHandle;
 /// Rounds of spinning before a waiting thread sleeps: some tens of microseconds, longer than the gap
 /// between two parallel regions of a step, shorter than anything a person notices.
 const SPINS: u32 = 20_000;
+
+/// Pieces for each thread: what a slow core can hold up is a piece.
+pub(crate) const PIECES: usize = 4;
 
 type Job = *const (dyn Fn(usize) + Sync);
 
@@ -120,8 +125,25 @@ impl Pool {
         }
     }
 
-    /// Splits `0..len` into one contiguous range per thread, with borders at multiples of `grain`,
-    /// and calls `f` on each that is not empty.
+    /// Calls `f` once with each of `0..count`, in ascending order, on whichever thread is free.
+    pub fn for_each(&self, count: usize, f: &(dyn Fn(usize) + Sync)) {
+        if self.threads() == 1 || count <= 1 {
+            return (0..count).for_each(f);
+        }
+        let next = AtomicUsize::new(0);
+        self.run(&|_| {
+            loop {
+                let idx = next.fetch_add(1, Ordering::Relaxed);
+                if idx >= count {
+                    break;
+                }
+                f(idx);
+            }
+        });
+    }
+
+    /// Cuts `0..len` into contiguous ranges with borders at multiples of `grain`, and calls `f` on each: some
+    /// for each thread where there are enough grains, and no more than one where there are few.
     pub fn for_ranges(&self, len: usize, grain: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
         let threads = self.threads();
         let grains = len.div_ceil(grain.max(1));
@@ -131,9 +153,13 @@ impl Pool {
             }
             return;
         }
-        self.run(&|idx| {
-            let start = (grains * idx / threads * grain).min(len);
-            let end = (grains * (idx + 1) / threads * grain).min(len);
+        let pieces = match grains >= PIECES * threads {
+            true => PIECES * threads,
+            false => grains.min(threads),
+        };
+        self.for_each(pieces, &|idx| {
+            let start = (grains * idx / pieces * grain).min(len);
+            let end = (grains * (idx + 1) / pieces * grain).min(len);
             if start < end {
                 f(start..end);
             }
@@ -253,6 +279,17 @@ mod tests {
                 });
                 assert!(hits.iter().all(|h| h.load(Ordering::Relaxed) == 1));
             }
+        }
+    }
+
+    #[test]
+    fn each_item_is_taken_once() {
+        for (threads, count) in [(1, 5), (2, 0), (2, 1), (3, 100)] {
+            let hits: Vec<_> = (0..count).map(|_| AtomicUsize::new(0)).collect();
+            Pool::new(threads).for_each(count, &|idx| {
+                hits[idx].fetch_add(1, Ordering::Relaxed);
+            });
+            assert!(hits.iter().all(|h| h.load(Ordering::Relaxed) == 1));
         }
     }
 

@@ -70,6 +70,17 @@ impl Batch {
         self.mtp_targets.iter().filter(|&&t| t != IGNORE).count()
     }
 
+    /// Adds the sequences of another batch.
+    pub fn append(&mut self, other: &Batch) {
+        let rows = self.ids.len() as u32;
+        self.ids.extend(&other.ids);
+        self.targets.extend(&other.targets);
+        self.mtp_targets.extend(&other.mtp_targets);
+        self.next_ids.extend(&other.next_ids);
+        let ends = other.cu_seqlens.iter().skip(1).map(|end| end + rows);
+        self.cu_seqlens.extend(ends);
+    }
+
     /// Fills up to `tokens` rows with a sequence of `pad_id` from which nothing is learnt.
     pub fn pad_to(&mut self, tokens: usize, pad_id: u32) {
         if self.ids.len() < tokens {

@@ -15,8 +15,9 @@ const RIGHT: usize = 2;
 const WRONG: usize = 1;
 /// Characters of a prompt that stand in the open; of a longer one, its last line.
 const OPEN_CHARS: usize = 260;
-/// Characters of an answer.
+/// Characters of an answer, and of one that went on until it was cut.
 const ANSWER_CHARS: usize = 400;
+const CUT_CHARS: usize = 80;
 
 /// The section; empty without an evaluation.
 pub(crate) fn section(run: &Run) -> String {
@@ -94,7 +95,9 @@ fn said(out: &mut String, label: &str, item: &Answered) {
         true => ("right", "\u{2713}", "right"),
         false => ("wrong", "\u{2717}", "wrong"),
     };
-    let answer = shortened(item.answer.trim(), ANSWER_CHARS);
+    let is_cut = item.problem.is_some();
+    let limit = if is_cut { CUT_CHARS } else { ANSWER_CHARS };
+    let answer = shortened(item.answer.trim(), limit);
     let _ = write!(
         out,
         "<dt>{}<dd class={class}><i title={word}>{mark}</i> ",

@@ -136,7 +136,6 @@ impl Lines<'_> {
         };
         let (top, bottom) = (18.0, height - 24.0);
         let last_x = self.x.last().copied().unwrap_or(1.0);
-        let first_x = self.x.first().copied().unwrap_or(0.0);
         let y = match self.is_log {
             true => Scale::log(range, [bottom, top]),
             false => Scale::linear(range, [bottom, top]),
@@ -144,10 +143,11 @@ impl Lines<'_> {
         let ticks = y.ticks(if is_small { 3 } else { 6 });
         let longest = ticks.iter().map(|v| tick(*v).chars().count()).max();
         let left = (longest.unwrap_or(1) as f64 * GLYPH).ceil() + 10.0;
-        let x = Scale::linear([first_x, last_x.max(first_x + 1e-9)], [left, right]);
+        let x = Scale::linear([0.0, last_x.max(1e-9)], [left, right]);
         let mut out = format!(
-            "<svg class={class} viewBox=\"0 0 {width} {height}\" data-box=\"{left} {right} {top} {bottom}\" \
+            "<svg class={class} viewBox=\"0 0 {width} {height}\" data-box=\"{} {right} {top} {bottom}\" \
              role=img aria-label=\"{}\">",
+            px(x.at(self.x.first().copied().unwrap_or(0.0))),
             attribute(&format!("{}: {}", self.title, self.note))
         );
         self.draw_axes(&mut out, x, y, &ticks, [left, right, bottom]);
@@ -193,6 +193,7 @@ impl Lines<'_> {
         let mut labels: Vec<(f64, String)> = x
             .ticks(if right > 600.0 { 6 } else { 4 })
             .into_iter()
+            .filter(|value| *value > 0.0)
             .map(|value| (x.at(value), tick(value)))
             .collect();
         let Some((last_at, last)) = labels.pop() else {
@@ -208,7 +209,7 @@ impl Lines<'_> {
             let _ = write!(
                 out,
                 "<text class=tick x={} y={bottom} dy=16 text-anchor=middle>{}</text>",
-                px(at.max(left + half(&text) - 10.0)),
+                px(at),
                 Escaped(&text)
             );
         }

@@ -2,7 +2,7 @@
 //! image, nothing is loaded from anywhere, and a content policy in the page forbids it.
 //!
 //! In reading order:
-//! - [`run`]: what there is to show, read from the run directory; what is missing is left out, what is
+//! - `run`: what there is to show, read from the run directory; what is missing is left out, what is
 //!   unreadable is told
 //! - `html`: escaping and figures in words; the frame of the page (`page.css`, `page.js`)
 //! - `chart`: line charts; `plot`: scales, ticks and paths that all drawings share
@@ -11,7 +11,7 @@
 //! All text that comes from a file (answers of a model above all) passes through `html::Escaped`.
 //! The script only adds values under the pointer: without it the page is whole.
 
-pub mod run;
+mod run;
 
 mod html;
 mod plot;
@@ -73,7 +73,7 @@ pub fn write(run: &RunDir) -> Result<PathBuf, ReportError> {
 /// As [`write()`], to another place.
 ///
 /// # Errors
-/// As [`write()`].
+/// As [`write`].
 pub fn write_to(run: &RunDir, path: &Path) -> Result<(), ReportError> {
     Ok(atomic::write_bytes(path, render(run)?.as_bytes())?)
 }

@@ -1,5 +1,5 @@
 //! What a run directory holds that can be shown. Every part may be missing; a part that cannot be read is
-//! told by [`Run::unreadable`] and left out.
+//! told by `Run::unreadable` and left out.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -17,86 +17,84 @@ use crate::ReportError;
 
 /// Everything at hand.
 #[derive(Debug, Default)]
-pub struct Run {
+pub(crate) struct Run {
     /// Name of the directory.
-    pub name: String,
+    pub(crate) name: String,
     /// Stages that have begun.
-    pub stages: Vec<StageRun>,
+    pub(crate) stages: Vec<StageRun>,
     /// Evaluations by questions, in the order in which their weights came to be.
-    pub evaluations: Vec<Scored>,
+    pub(crate) evaluations: Vec<Scored>,
     /// The last evaluation by texts.
-    pub texts: Option<Evaluation<FileBits>>,
+    pub(crate) texts: Option<Evaluation<FileBits>>,
     /// The certificate.
-    pub certificate: Option<Certificate>,
+    pub(crate) certificate: Option<Certificate>,
     /// Records of the ledger.
-    pub records: Vec<Record>,
+    pub(crate) records: Vec<Record>,
     /// `config.json` of the last checkpoint.
-    pub config: Option<Value>,
+    pub(crate) config: Option<Value>,
     /// Parameters of the last checkpoint.
-    pub num_parameters: Option<u64>,
+    pub(crate) num_parameters: Option<u64>,
     /// Files that could not be read, and why.
-    pub unreadable: Vec<String>,
+    pub(crate) unreadable: Vec<String>,
 }
 
 /// One stage.
 #[derive(Debug)]
-pub struct StageRun {
+pub(crate) struct StageRun {
     /// Which.
-    pub stage: Stage,
+    pub(crate) stage: Stage,
     /// One a step.
-    pub metrics: Vec<StepMetrics>,
+    pub(crate) metrics: Vec<StepMetrics>,
     /// The text of `recipe.toml`.
-    pub recipe: Option<String>,
+    pub(crate) recipe: Option<String>,
 }
 
 /// An evaluation and where in the model's life it stands.
 #[derive(Debug)]
-pub struct Scored {
+pub(crate) struct Scored {
     /// "random start", "after pretraining", ...
-    pub label: String,
+    pub(crate) label: String,
     /// What came out.
-    pub result: Evaluation<Answered>,
+    pub(crate) result: Evaluation<Answered>,
 }
 
 /// What is shown of `certificate.json`, which `dokja audit report` writes.
 #[derive(Debug, Deserialize)]
-pub struct Certificate {
+pub(crate) struct Certificate {
     /// `valid`, `broken` or `incomplete`.
-    pub verdict: String,
-    /// The final weights.
-    pub weights_sha256: Option<String>,
+    pub(crate) verdict: String,
     /// Digest of the last record.
-    pub ledger_head: String,
+    pub(crate) ledger_head: String,
     /// The public key of the recorder.
-    pub key: Option<String>,
+    pub(crate) key: Option<String>,
     /// What was tested.
-    pub claims: Vec<ClaimResult>,
+    pub(crate) claims: Vec<ClaimResult>,
 }
 
 /// One claim.
 #[derive(Debug, Deserialize)]
-pub struct ClaimResult {
+pub(crate) struct ClaimResult {
     /// Its name.
-    pub claim: String,
+    pub(crate) claim: String,
     /// In words.
-    pub statement: String,
+    pub(crate) statement: String,
     /// How it came out.
-    pub result: String,
+    pub(crate) result: String,
     /// What remains open.
-    pub cannot_conclude: String,
+    pub(crate) cannot_conclude: String,
     /// What was seen.
-    pub findings: Vec<Finding>,
+    pub(crate) findings: Vec<Finding>,
 }
 
 /// One thing that was looked at.
 #[derive(Debug, Deserialize)]
-pub struct Finding {
+pub(crate) struct Finding {
     /// The record, file or stage.
-    pub component: String,
+    pub(crate) component: String,
     /// How it came out.
-    pub result: String,
+    pub(crate) result: String,
     /// What was seen.
-    pub detail: String,
+    pub(crate) detail: String,
 }
 
 impl Run {
@@ -104,7 +102,7 @@ impl Run {
     ///
     /// # Errors
     /// Where there is neither a ledger nor metrics.
-    pub fn read(dir: &RunDir) -> Result<Run, ReportError> {
+    pub(crate) fn read(dir: &RunDir) -> Result<Run, ReportError> {
         let mut run = Run {
             name: name_of(dir.root()),
             ..Run::default()

@@ -137,6 +137,9 @@ fn bits_per_byte(metrics: &[StepMetrics]) -> String {
         .iter()
         .filter_map(|m| Some((m.tokens as f64, m.bits_per_byte?)));
     let (x, values): (Vec<f64>, Vec<f64>) = measured.unzip();
+    if values.len() < 2 {
+        return String::new(); // a point shows no course
+    }
     let lines = Lines {
         title: "Held-out text",
         note: String::new(),

@@ -141,7 +141,6 @@ struct Growing {
     ids: FastMap<Vec<u8>, u32>, // of the tokens that are not special
     specials: std::collections::HashSet<Vec<u8>>,
     merges: Vec<Merge>,
-    products: FastMap<u64, u32>, // of the merged pairs
 }
 
 impl Trainer {
@@ -249,7 +248,6 @@ impl Growing {
                 .map(|t| crate::byte_alphabet::unspell(&t.content))
                 .collect(),
             merges: Vec::new(),
-            products: FastMap::default(),
         };
         // The Hugging Face trainer numbers the bytes by their characters.
         let mut alphabet: Vec<u8> = (0..=255).collect();
@@ -263,12 +261,9 @@ impl Growing {
 
     /// Adds the merge of a pair; `None` if its product is spelled like a special token.
     ///
-    /// A pair may come up again: where "abc" was first made of "ab" and "c", a later merge of "a" and
-    /// "bc" puts it into new places.
+    /// No pair comes up twice: wherever a token stands, what happened between its ends was the same,
+    /// so it is always made of the same two.
     fn merge(&mut self, key: u64) -> Option<u32> {
-        if let Some(&product) = self.products.get(&key) {
-            return Some(product);
-        }
         let (left, right) = pair_of_key(key);
         let bytes = [
             &self.tokens[left as usize][..],
@@ -288,7 +283,6 @@ impl Growing {
             right,
             product,
         });
-        self.products.insert(key, product);
         Some(product)
     }
 

@@ -4,6 +4,7 @@ use data::loader::sequential;
 use data::manifest::Split;
 use data::{DialoguePacker, IGNORE, Loader, TokenData};
 use model::transformer::Batch;
+use std::path::PathBuf;
 
 /// The batches of a stage: a function of the step, promised in advance.
 pub trait Batches {
@@ -15,13 +16,48 @@ pub trait Batches {
 
     /// How they follow from data and seed, for the ledger.
     fn order(&self) -> &'static str;
+
+    /// The files that they are read from, as far as nothing else vouches for them.
+    fn files(&self) -> &[PathBuf] {
+        &[]
+    }
 }
 
 /// Packed rows of documents. The loader's `rows_per_batch` are those of a micro-step.
 pub struct Documents<'a>(pub Loader<'a>);
 
-/// Packed dialogues, with only the assistant's words to be learnt.
-pub struct Dialogues(pub DialoguePacker);
+/// Packed dialogues, with only the assistant's words to be learnt; perhaps with rows of documents behind them, so
+/// that what was read before is not forgotten.
+pub struct Dialogues<'a> {
+    packer: DialoguePacker,
+    replay: Option<Loader<'a>>,
+    commitment: String,
+}
+
+impl<'a> Dialogues<'a> {
+    /// A micro-step is a batch of `packer` and one of `replay`.
+    pub fn new(packer: DialoguePacker, replay: Option<Loader<'a>>) -> Dialogues<'a> {
+        let commitment = match &replay {
+            None => packer.commitment().to_string(),
+            Some(loader) => formats::hash::sha256_hex(
+                format!(
+                    "{REPLAY}\n{}\n{}\n",
+                    packer.commitment(),
+                    loader.commitment()
+                )
+                .as_bytes(),
+            ),
+        };
+        Dialogues {
+            packer,
+            replay,
+            commitment,
+        }
+    }
+}
+
+const REPLAY: &str = "dokja-replay-order-1: dialogues shuffled by (seed, epoch), packed as they come; behind each batch \
+                      of them, one of documents in their own order";
 
 impl Batches for Documents<'_> {
     fn batches(&self, step: u64, micro_steps: u64) -> Vec<Batch> {
@@ -36,20 +72,40 @@ impl Batches for Documents<'_> {
     fn order(&self) -> &'static str {
         "dokja-document-order-1: documents shuffled by (seed, epoch), cut into rows, rows permuted"
     }
+
+    fn files(&self) -> &[PathBuf] {
+        self.0.paths()
+    }
 }
 
-impl Batches for Dialogues {
+impl Batches for Dialogues<'_> {
     fn batches(&self, step: u64, micro_steps: u64) -> Vec<Batch> {
         let micro = step * micro_steps..(step + 1) * micro_steps;
-        micro.map(|at| convert(self.0.batch(at))).collect()
+        let batch = |at| {
+            let mut batch = convert(self.packer.batch(at));
+            if let Some(loader) = &self.replay {
+                batch.append(&convert(loader.batch(at)));
+            }
+            batch
+        };
+        micro.map(batch).collect()
     }
 
     fn commitment(&self) -> &str {
-        self.0.commitment()
+        &self.commitment
     }
 
     fn order(&self) -> &'static str {
-        "dokja-dialogue-order-1: dialogues shuffled by (seed, epoch), packed as they come"
+        match self.replay {
+            None => {
+                "dokja-dialogue-order-1: dialogues shuffled by (seed, epoch), packed as they come"
+            }
+            Some(_) => REPLAY,
+        }
+    }
+
+    fn files(&self) -> &[PathBuf] {
+        self.replay.as_ref().map_or(&[], |loader| loader.paths())
     }
 }
 

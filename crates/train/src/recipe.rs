@@ -173,6 +173,8 @@ pub struct Data {
     pub tokenizer: Option<PathBuf>,
     /// Share of the rows by language; empty: documents as they come.
     pub mixture: BTreeMap<String, f64>,
+    /// Rows of documents in each micro-step of instruction tuning, beside the dialogues.
+    pub replay_rows: usize,
 }
 
 /// How much is read at a time, and how often.
@@ -405,6 +407,7 @@ impl Recipe {
 
     fn validate(&self) -> Result<(), RecipeError> {
         let Recipe {
+            data,
             train,
             loss,
             optim,
@@ -437,6 +440,13 @@ impl Recipe {
                 train.rows_per_micro_step,
                 expected,
             ));
+        }
+        if data.replay_rows >= train.rows_per_micro_step {
+            let expected = format!(
+                "fewer than train.rows_per_micro_step ({})",
+                train.rows_per_micro_step
+            );
+            return Err(wrong("data.replay_rows", data.replay_rows, expected));
         }
         let shares = [
             ("loss.mtp_weight", f64::from(loss.mtp_weight), 10.0),

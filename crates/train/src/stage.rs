@@ -379,9 +379,7 @@ impl<'a> Running<'a> {
             step: self.trainer.step,
             weights_sha256: self.parent_sha256.clone(),
         });
-        let metrics = self
-            .ledger
-            .growing_artefact(&self.inputs.run.metrics(stage))?;
+        let metrics = self.ledger.artefact(&self.inputs.run.metrics(stage))?;
         self.ledger.append(&event, vec![metrics])?;
         Ok(())
     }
@@ -400,7 +398,7 @@ fn record_start(
     let manifest = run.root().join(&inputs.data.location).join("manifest.json");
     let is_inside = Path::new(&inputs.data.location).is_relative();
     record(ledger, inputs, &Event::Data(inputs.data.clone()), || {
-        Ok(is_inside.then_some(manifest))
+        Ok(is_inside.then_some(manifest).into_iter().collect())
     })?;
     let tokenizer = Event::Tokenizer(inputs.tokenizer.clone());
     record(ledger, inputs, &tokenizer, || {
@@ -409,7 +407,7 @@ fn record_start(
         if !is_there {
             atomic::write_bytes(&path, inputs.tokenizer_json)?;
         }
-        Ok(Some(path))
+        Ok(vec![path])
     })?;
     let config = checkpoint::config_text(&inputs.config);
     let start = Event::Init(Init {
@@ -418,7 +416,7 @@ fn record_start(
         weights_sha256: weights_sha256.to_string(),
         config_sha256: hash::sha256_hex(config.as_bytes()),
     });
-    record(ledger, inputs, &start, || Ok(None))
+    record(ledger, inputs, &start, || Ok(Vec::new()))
 }
 
 /// A later stage is given what the run began with.
@@ -438,7 +436,7 @@ fn record_stage(ledger: &mut Ledger, inputs: &StageInputs) -> Result<(), StageEr
     record(ledger, inputs, &recipe, || {
         let path = inputs.run.recipe(stage);
         atomic::write_bytes(&path, text.as_bytes())?;
-        Ok(Some(path))
+        Ok(vec![path])
     })?;
     let batches = Event::Batches(BatchesRecord {
         stage,
@@ -446,7 +444,10 @@ fn record_stage(ledger: &mut Ledger, inputs: &StageInputs) -> Result<(), StageEr
         seed: inputs.recipe.seed,
         order: inputs.batches.order().to_string(),
     });
-    record(ledger, inputs, &batches, || Ok(None))
+    // Token files outside the run are made again from its data; the commitment has their digests.
+    let files = inputs.batches.files().iter();
+    let inside = files.filter(|file| inputs.run.relative(file).is_some());
+    record(ledger, inputs, &batches, || Ok(inside.cloned().collect()))
 }
 
 /// Appends an event unless it is there; one that says something else is an error.
@@ -454,13 +455,13 @@ fn record(
     ledger: &mut Ledger,
     inputs: &StageInputs,
     event: &Event,
-    write: impl FnOnce() -> Result<Option<PathBuf>, FileError>,
+    write: impl FnOnce() -> Result<Vec<PathBuf>, FileError>,
 ) -> Result<(), StageError> {
     if compare(ledger, inputs, event)? {
         return Ok(());
     }
-    let file = write()?;
-    let artefacts = file.iter().map(|file| ledger.artefact(file));
+    let files = write()?;
+    let artefacts = files.iter().map(|file| ledger.artefact(file));
     let artefacts = artefacts.collect::<Result<Vec<_>, _>>()?;
     ledger.append(event, artefacts)?;
     Ok(())

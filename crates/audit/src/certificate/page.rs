@@ -94,8 +94,10 @@ fn story(page: &mut String, story: &[Milestone]) {
     }
     page.push_str("<h2>How it came to be</h2>\n<ol class=\"story\">\n");
     for milestone in story {
-        let is_weights = matches!(milestone.kind.as_str(), "init" | "inherit" | "checkpoint");
-        let class = if is_weights { " class=\"weights\"" } else { "" };
+        let class = match milestone.is_weights() {
+            true => " class=\"weights\"",
+            false => "",
+        };
         let digest = milestone.sha256.as_ref().map_or(String::new(), |sha256| {
             let start: String = sha256.chars().take(16).collect();
             format!(
@@ -123,43 +125,44 @@ fn claim_card(page: &mut String, claim: &ClaimResult) {
         claim.claim.title(),
         Escaped(&claim.statement),
     );
-    if !claim.findings.is_empty() {
-        // What went wrong is seen without a click.
-        let is_open = if claim.result == Outcome::Failed {
-            " open"
+    // What went wrong is seen without a click.
+    let (held, others): (Vec<&Finding>, Vec<&Finding>) =
+        (claim.findings.iter()).partition(|finding| finding.result == Outcome::Ok);
+    if !others.is_empty() {
+        list(page, &others);
+    }
+    if !held.is_empty() {
+        let findings = if held.len() == 1 {
+            "finding"
         } else {
-            ""
+            "findings"
         };
-        let n = claim.findings.len();
-        let findings = if n == 1 { "finding" } else { "findings" };
-        let _ = writeln!(
-            page,
-            "<details{is_open}><summary>{n} {findings}</summary><ul>"
-        );
-        for Finding {
-            component,
-            result,
-            detail,
-            ..
-        } in claim.findings.iter().take(MAX_FINDINGS)
-        {
-            let (class, _) = told(*result);
-            let (component, detail) = (Escaped(component), Escaped(detail));
-            let _ = writeln!(
-                page,
-                "<li class=\"{class}\"><b>{component}</b>: {detail}</li>"
-            );
-        }
-        if n > MAX_FINDINGS {
-            let _ = writeln!(page, "<li>and {} more</li>", n - MAX_FINDINGS);
-        }
-        page.push_str("</ul></details>\n");
+        let n = held.len();
+        let _ = writeln!(page, "<details><summary>{n} {findings} for it</summary>");
+        list(page, &held);
+        page.push_str("</details>\n");
     }
     let _ = write!(
         page,
         "<p class=\"soft\">Left open: {}</p>\n</section>\n",
         Escaped(&claim.cannot_conclude)
     );
+}
+
+fn list(page: &mut String, findings: &[&Finding]) {
+    page.push_str("<ul>\n");
+    for finding in findings.iter().take(MAX_FINDINGS) {
+        let (class, _) = told(finding.result);
+        let (component, detail) = (Escaped(&finding.component), Escaped(&finding.detail));
+        let _ = writeln!(
+            page,
+            "<li class=\"{class}\"><b>{component}</b>: {detail}</li>"
+        );
+    }
+    if findings.len() > MAX_FINDINGS {
+        let _ = writeln!(page, "<li>and {} more</li>", findings.len() - MAX_FINDINGS);
+    }
+    page.push_str("</ul>\n");
 }
 
 fn told(result: Outcome) -> (&'static str, &'static str) {

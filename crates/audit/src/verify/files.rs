@@ -49,11 +49,11 @@ pub(super) fn check(run_dir: &Path, chain: &Chain, findings: &mut Findings) {
                 component: &component,
                 evidence: &sound,
             };
-            let n = sound.len();
-            findings.ok(
-                &at,
-                format!("{n} files have their recorded sizes and digests"),
-            );
+            let detail = match sound.len() {
+                1 => "its file has the recorded size and digest".to_string(),
+                n => format!("its {n} files have the recorded sizes and digests"),
+            };
+            findings.ok(&at, detail);
         }
     }
     unrecorded(run_dir, &latest, findings);

@@ -101,16 +101,21 @@ pub(super) fn tell(chain: &Chain) -> Vec<Milestone> {
                 continue;
             }
             Event::Eval(eval) => {
+                let sha256 = Some(&eval.weights_sha256);
+                let of = story
+                    .iter()
+                    .rfind(|m| m.is_weights() && m.sha256.as_ref() == sha256);
+                let of = of.map_or(String::new(), |m| format!(", after: {}", m.title));
+                let title = format!("Measured: {}{of}", eval.suite);
                 let detail = match eval.ci95 {
-                    Some([low, high]) => {
-                        format!(
-                            "{:.1} ({low:.1} to {high:.1} with 95 % confidence)",
-                            eval.score
-                        )
-                    }
-                    None => format!("{}", eval.score),
+                    Some([low, high]) => format!(
+                        "{} ({} to {} with 95 % confidence)",
+                        tenths(eval.score),
+                        tenths(low),
+                        tenths(high)
+                    ),
+                    None => eval.score.to_string(),
                 };
-                let title = format!("Measured: {}", eval.suite);
                 (title, detail, Some(eval.weights_sha256))
             }
             Event::Recipe(_) => {
@@ -137,6 +142,13 @@ pub(super) fn tell(chain: &Chain) -> Vec<Milestone> {
     story
 }
 
+impl Milestone {
+    /// Whether the model's weights came out of it.
+    pub fn is_weights(&self) -> bool {
+        matches!(self.kind.as_str(), "init" | "inherit" | "checkpoint")
+    }
+}
+
 impl Training {
     fn tell(&self) -> String {
         let plural = |n: u64| if n == 1 { "" } else { "s" };
@@ -161,6 +173,11 @@ fn title_of(stage: Stage) -> String {
         Stage::Sft => "Instruction tuning",
     }
     .to_string()
+}
+
+/// One decimal, and no minus before zero.
+fn tenths(value: f64) -> String {
+    format!("{:.1}", (10.0 * value).round() / 10.0 + 0.0)
 }
 
 /// `12,345`

@@ -636,12 +636,12 @@ fn the_story_tells_the_records_in_order_with_a_stage_as_one() {
             ("Random start", "seed 7, generator test-1"),
             ("Pretraining", "20 steps, 1,280 tokens, 2 checkpoints"),
             (
-                "Measured: world",
+                "Measured: world, after: Pretraining",
                 "81.5 (79.0 to 84.0 with 95 % confidence)"
             ),
             ("Instruction tuning", "5 steps, 320 tokens, 1 checkpoint"),
             (
-                "Measured: world",
+                "Measured: world, after: Instruction tuning",
                 "81.5 (79.0 to 84.0 with 95 % confidence)"
             ),
         ]

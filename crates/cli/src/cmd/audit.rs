@@ -195,6 +195,7 @@ fn describe(report: &Report, all: bool) -> String {
     if let Some(key) = &report.key {
         let _ = writeln!(text, "  key      {key}");
     }
+    text.push('\n');
     for claim in Claim::ALL {
         let findings: Vec<&Finding> = report
             .findings
@@ -210,10 +211,11 @@ fn describe(report: &Report, all: bool) -> String {
         let state = match (ok, failed) {
             (_, 1..) => format!("contradicted ({failed} of {} findings)", findings.len()),
             (1.., _) if open > 0 => format!("holds ({ok} findings, {open} not tested)"),
-            (1.., _) => format!("holds ({ok} findings)"),
+            (1, _) => "holds (1 finding)".to_owned(),
+            (ok, _) if ok > 1 => format!("holds ({ok} findings)"),
             _ => "not tested".to_owned(),
         };
-        let _ = writeln!(text, "\n  {:<13} {state}", claim.title());
+        let _ = writeln!(text, "  {:<13} {state}", claim.title());
         for finding in findings {
             if all || finding.result != Outcome::Ok {
                 let mark = match finding.result {

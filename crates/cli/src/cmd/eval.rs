@@ -162,12 +162,12 @@ impl Home {
         else {
             return Ok(Home::default());
         };
-        let recipe = match std::fs::read_to_string(run.recipe(Stage::Pretrain)) {
-            Ok(text) => Some(Recipe::from_toml(&text, &[]).with_context(|| {
-                format!("cannot use {}", run.recipe(Stage::Pretrain).display())
-            })?),
-            Err(_) => None,
-        };
+        let path = run.recipe(Stage::Pretrain);
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        let recipe = Recipe::from_toml(&text, &[]).map_err(|e| {
+            tell(&format!("note: {} cannot be used: {e}", path.display()));
+        });
+        let recipe = recipe.ok().filter(|_| path.exists());
         let of_recipe = recipe.as_ref().and_then(|recipe| recipe.data.dir.clone());
         let data = of_recipe.unwrap_or_else(|| run.data());
         let builtin = match data.join(data::manifest::FILE_NAME).is_file() {
@@ -334,7 +334,7 @@ fn finish<I: Serialize>(
 }
 
 /// Cells of a bar.
-const BAR: usize = 40;
+const BAR: usize = 30;
 
 /// `########|####      `: filled up to the score, with the mark of a guesser.
 fn bar(score: f64, chance: Option<f64>) -> String {
@@ -416,13 +416,16 @@ fn describe_change(compared: &Comparison) -> String {
     for (name, change) in tracks.chain([("all", &compared.total)]) {
         let _ = writeln!(
             text,
-            "  {name:<19} {:>+6.1}  ({:+.1} to {:+.1})  {} gained, {} lost, p = {:.2e}",
+            "  {name:<19} {:>+6.1}  ({:+.1} to {:+.1})  {} gained, {} lost, p = {}",
             change.difference,
             change.ci95[0],
             change.ci95[1],
             change.gained,
             change.lost,
-            change.p_value
+            match change.p_value {
+                p if p < 1e-3 => format!("{p:.1e}"),
+                p => format!("{p:.3}"),
+            }
         );
     }
     text

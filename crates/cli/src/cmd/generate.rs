@@ -103,7 +103,10 @@ impl Sampling {
             min_p: self.min_p,
             presence_penalty: self.presence_penalty,
             frequency_penalty: self.frequency_penalty,
-            seed: self.seed.unwrap_or_else(|| RandomState::new().hash_one(0)),
+            // 32 bits, which every reader of JSON takes as they are.
+            seed: self
+                .seed
+                .unwrap_or_else(|| RandomState::new().hash_one(0) >> 32),
             logprobs: None,
         }
     }

@@ -1,152 +1,44 @@
-//! `dokja audit`: a small run made of the real parts, whole and then changed byte by byte.
+//! `dokja audit`: a small run made by the program itself, whole and then changed byte by byte.
 
 use crate::text::{dokja, fails, json, ok, shown};
-use formats::hash::{sha256_file, sha256_hex};
-use formats::keys::Key;
-use formats::ledger::records::{
-    Batches, Checkpoint, Data, Final, Genesis, Init, Machine, Recipe, Tokenizer,
-};
-use formats::ledger::{Event, Ledger};
 use formats::run_dir::{RunDir, Stage};
-use formats::safetensors::{TensorData, TensorSource, write_safetensors};
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-const CONFIG: &str = r#"{"model_type": "exaone_moe", "vocab_size": 300, "hidden_size": 16, "intermediate_size": 24,
-    "num_hidden_layers": 4, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
-    "sliding_window": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8,
-    "num_nextn_predict_layers": 1}"#;
-const SEED: u64 = 11;
-const STAGE: Stage = Stage::Pretrain;
+const RECIPE: &str = "[model]\nhidden_size = 16\nintermediate_size = 24\nnum_hidden_layers = 4\n\
+    num_attention_heads = 4\nnum_key_value_heads = 2\nhead_dim = 4\nsliding_window = 8\n\
+    num_experts = 4\nnum_experts_per_tok = 2\nmoe_intermediate_size = 8\n\
+    [train]\nsteps = 4\nseq_len = 64\nrows_per_step = 2\nrows_per_micro_step = 2\n\
+    [schedule]\nwarmup_steps = 2\n[checkpoint]\nevery = 2\n[eval]\nevery = 4\ntokens = 128\n";
 
-/// Data, tokenizer and random start by the program's own parts; "training" adds one to every weight.
+/// A run with its data and its tokenizer inside, pretrained for four steps.
 fn make_run(dir: &Path) -> RunDir {
-    let run = RunDir::new(dir);
-    fs::create_dir_all(dir).unwrap();
-    let key = Key::from_secret([3; 32]);
-    let mut ledger = Ledger::open_or_create(dir, key).unwrap();
-    let machine = Machine {
-        cpu: "test".into(),
-        isa: "avx2".into(),
-        cores: 2,
-        memory_bytes: 8_000_000_000,
-    };
-    let genesis = Genesis {
-        dokja_version: "0.1.0".into(),
-        code_commit: None,
-        machine,
-        created: String::new(),
-    };
-    ledger.append(&Event::Genesis(genesis), vec![]).unwrap();
-
-    let data = run.data();
+    let run = RunDir::new(&dir.join("run"));
+    fs::create_dir_all(run.root()).unwrap();
+    let (data, tokenizer) = (run.data(), run.tokenizer());
+    let (data, tokenizer) = (shown(&data), shown(&tokenizer));
     let build = [
         "data",
         "build",
         "--out",
-        shown(&data),
+        data,
         "--builtin",
         "--builtin-bytes",
         "60000",
     ];
     ok(&[&build[..], &["--builtin-dialogues", "5"]].concat(), b"");
-    let manifest = data.join("manifest.json");
-    let manifest_sha256 = sha256_file(&manifest).unwrap();
-    let event = Event::Data(Data {
-        manifest_sha256: manifest_sha256.clone(),
-        location: "data".into(),
-        train_documents: 1,
-        heldout_documents: 1,
-    });
-    let artefact = ledger.artefact(&manifest).unwrap();
-    ledger.append(&event, vec![artefact]).unwrap();
-
-    let tokenizer = run.tokenizer();
-    let train = [
-        "tokenizer",
-        "train",
-        "--data",
-        shown(&data),
-        "--vocab-size",
-        "300",
-    ];
-    ok(&[&train[..], &["--out", shown(&tokenizer)]].concat(), b"");
-    let event = Event::Tokenizer(Tokenizer {
-        sha256: sha256_file(&tokenizer).unwrap(),
-        vocab_size: 300,
-        trained_on_manifest_sha256: Some(manifest_sha256),
-    });
-    let artefact = ledger.artefact(&tokenizer).unwrap();
-    ledger.append(&event, vec![artefact]).unwrap();
-
-    let config = model::ModelConfig::from_json(CONFIG).unwrap();
-    let layout = model::Layout::new(&config);
-    let mut weights = model::init::initial_weights(&config, &layout, SEED);
-    let mut sha256 = train::checkpoint::weights_sha256(&layout, &weights).unwrap();
-    let event = Event::Init(Init {
-        seed: SEED,
-        generator: model::init::GENERATOR.into(),
-        weights_sha256: sha256.clone(),
-        config_sha256: sha256_hex(CONFIG.as_bytes()),
-    });
-    ledger.append(&event, vec![]).unwrap();
-
-    run.create_stage(STAGE).unwrap();
-    fs::write(run.recipe(STAGE), "steps = 1\n").unwrap();
-    let event = Event::Recipe(Recipe {
-        stage: STAGE,
-        sha256: sha256_file(&run.recipe(STAGE)).unwrap(),
-    });
-    let artefact = ledger.artefact(&run.recipe(STAGE)).unwrap();
-    ledger.append(&event, vec![artefact]).unwrap();
-    let event = Event::Batches(Batches {
-        stage: STAGE,
-        commitment_sha256: sha256_hex(b"order"),
-        seed: SEED,
-        order: "in order".into(),
-    });
-    ledger.append(&event, vec![]).unwrap();
-
-    for step in 1..=2 {
-        weights.iter_mut().for_each(|w| *w += 1.0);
-        let checkpoint = run.checkpoint(STAGE, step);
-        fs::create_dir_all(&checkpoint).unwrap();
-        fs::write(checkpoint.join("config.json"), CONFIG).unwrap();
-        fs::copy(&tokenizer, checkpoint.join("tokenizer.json")).unwrap();
-        fs::write(checkpoint.join("optimizer.safetensors"), "moments").unwrap();
-        fs::write(checkpoint.join("trainer.json"), "{}").unwrap();
-        let tensors: Vec<TensorSource> = layout
-            .tensors
-            .iter()
-            .map(|t| TensorSource {
-                name: &t.name,
-                shape: &t.shape,
-                data: TensorData::F32(&weights[t.span.range()]),
-            })
-            .collect();
-        let path = checkpoint.join("model.safetensors");
-        let written = write_safetensors(&path, &tensors, &BTreeMap::new()).unwrap();
-        // The digest computed in memory is that of the file, whatever the weights.
-        let computed = train::checkpoint::weights_sha256(&layout, &weights).unwrap();
-        assert_eq!(written.sha256, computed);
-        let event = Event::Checkpoint(Checkpoint {
-            stage: STAGE,
-            step,
-            tokens: step * 64,
-            weights_sha256: written.sha256.clone(),
-            optimizer_sha256: sha256_hex(b"moments"),
-            parent_weights_sha256: std::mem::replace(&mut sha256, written.sha256),
-        });
-        let artefacts = ledger.artefacts_in(&checkpoint).unwrap();
-        ledger.append(&event, artefacts).unwrap();
-    }
-    let event = Event::Final(Final {
-        stage: STAGE,
-        step: 2,
-        weights_sha256: sha256,
-    });
-    ledger.append(&event, vec![]).unwrap();
+    let learn = ["tokenizer", "train", "--data", data, "--vocab-size", "300"];
+    ok(&[&learn[..], &["--out", tokenizer]].concat(), b"");
+    fs::write(dir.join("recipe.toml"), RECIPE).unwrap();
+    let trained = Command::new(env!("CARGO_BIN_EXE_dokja"))
+        .current_dir(dir)
+        .env("DOKJA_KEY", dir.join("signing.key"))
+        .args(["pretrain", "recipe.toml", "--run-dir", "run"])
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&trained.stderr);
+    assert!(trained.status.success(), "{told}");
     run
 }
 
@@ -164,17 +56,19 @@ fn files(dir: &Path, found: &mut Vec<PathBuf>) {
 #[test]
 fn a_run_is_verified_from_its_weights_to_its_seed_and_any_changed_file_is_named() {
     let scratch = tempfile::tempdir().unwrap();
-    let run = make_run(&scratch.path().join("run"));
+    let run = make_run(scratch.path());
     let dir = shown(run.root());
     let report = json(&["audit", "verify", dir]);
     assert_eq!(report["verdict"], "valid", "{report:#}");
     assert!(report["findings"].as_array().unwrap().len() > 8);
     let told = ok(&["audit", "verify", dir, "--all"], b"");
-    assert!(told.starts_with("valid\n") && told.contains("with seed 11 gives the recorded"));
+    assert!(told.starts_with("valid\n") && told.contains("gives the recorded"));
 
     let mut paths = Vec::new();
     files(run.root(), &mut paths);
-    assert!(paths.len() >= 15);
+    // The ledger, data, token files, tokenizer, recipe, metrics, and two checkpoints.
+    assert!(paths.len() >= 20, "{paths:?}");
+    assert!(paths.contains(&run.metrics(Stage::Pretrain)));
     for path in paths {
         let bytes = fs::read(&path).unwrap();
         let name = path.strip_prefix(run.root()).unwrap();
@@ -197,12 +91,18 @@ fn a_run_is_verified_from_its_weights_to_its_seed_and_any_changed_file_is_named(
         fs::write(&path, bytes).unwrap();
     }
     ok(&["audit", "verify", dir], b"");
+
+    // Nothing can be added to what is finished.
+    let metrics = run.metrics(Stage::Pretrain);
+    let bytes = fs::read(&metrics).unwrap();
+    fs::write(&metrics, [&bytes[..], b"{}\n"].concat()).unwrap();
+    assert_eq!(dokja(&["audit", "verify", dir], b"").status.code(), Some(1));
 }
 
 #[test]
 fn a_certificate_is_written_for_people_and_machines() {
     let scratch = tempfile::tempdir().unwrap();
-    let run = make_run(&scratch.path().join("run"));
+    let run = make_run(scratch.path());
     let (dir, out) = (shown(run.root()), scratch.path().join("certificate"));
     let written = json(&["audit", "report", dir, "--out", shown(&out)]);
     assert_eq!(written["verdict"], "valid");

@@ -92,3 +92,39 @@ fn an_op_that_is_not_there_is_told_with_those_that_are() {
         "{text}"
     );
 }
+
+#[test]
+fn bench_train_needs_no_data() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = dir.path().join("recipe.toml");
+    let text = "[model]\nhidden_size = 16\nintermediate_size = 24\nnum_hidden_layers = 2\n\
+        num_attention_heads = 2\nnum_key_value_heads = 1\nhead_dim = 8\nsliding_window = 8\n\
+        num_experts = 4\nnum_experts_per_tok = 2\nmoe_intermediate_size = 8\n\
+        [train]\nseq_len = 16\nrows_per_step = 4\nrows_per_micro_step = 2\n";
+    std::fs::write(&recipe, text).unwrap();
+    let recipe = recipe.to_str().unwrap();
+    let args = [
+        "bench",
+        "train",
+        recipe,
+        "--vocab-size",
+        "40",
+        "--steps",
+        "2",
+        "--json",
+    ];
+    let output = dokja(&args, &[]);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (&told["tokens_per_step"], &told["steps"]),
+        (&64.into(), &2.into())
+    );
+    for key in ["tokens_per_sec", "mfu", "flops_per_token", "parameters"] {
+        assert!(told[key].as_f64().is_some_and(|x| x > 0.0), "{key}: {told}");
+    }
+}

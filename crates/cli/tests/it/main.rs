@@ -5,6 +5,7 @@
 mod audit;
 mod kill;
 mod machine;
+mod score;
 mod speak;
 mod text;
 

@@ -11,8 +11,8 @@ use std::process::{Child, Command, Output, Stdio};
 
 const VOCAB: usize = 300;
 
-/// A checkpoint directory with a tokenizer; returns the weights too.
-fn checkpoint(dir: &Path, positions: usize) -> (model::ModelConfig, Vec<f32>) {
+/// A checkpoint directory with a tokenizer; returns the weights too. Its model never ends an answer.
+pub(crate) fn checkpoint(dir: &Path, positions: usize) -> (model::ModelConfig, Vec<f32>) {
     let config = model::ModelConfig::from_json(&format!(
         r#"{{"model_type": "exaone_moe", "vocab_size": {VOCAB}, "hidden_size": 16,
         "intermediate_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2,
@@ -22,7 +22,21 @@ fn checkpoint(dir: &Path, positions: usize) -> (model::ModelConfig, Vec<f32>) {
     ))
     .unwrap();
     let layout = model::Layout::new(&config);
-    let weights = model::init::initial_weights(&config, &layout, 7);
+    let trainer = tokenizer::Trainer {
+        vocab_size: VOCAB,
+        ..tokenizer::Trainer::default()
+    };
+    let tokenizer = trainer
+        .train(["the sea, the sea, the sea"], &mut |_| {})
+        .unwrap();
+    tokenizer.save(dir.join("tokenizer.json")).unwrap();
+    let mut weights = model::init::initial_weights(&config, &layout, 7);
+    // An answer does not end by itself: a logit of zero is never the largest of three hundred.
+    let specials = tokenizer.specials().unwrap();
+    for id in [specials.eos, specials.endofturn] {
+        let row = layout.lm_head.range().start + id as usize * config.hidden_size;
+        weights[row..row + config.hidden_size].fill(0.0);
+    }
     let tensors: Vec<TensorSource> = layout
         .tensors
         .iter()
@@ -34,14 +48,6 @@ fn checkpoint(dir: &Path, positions: usize) -> (model::ModelConfig, Vec<f32>) {
         .collect();
     std::fs::write(dir.join("config.json"), config.to_json().to_string()).unwrap();
     write_safetensors(&dir.join("model.safetensors"), &tensors, &BTreeMap::new()).unwrap();
-    let trainer = tokenizer::Trainer {
-        vocab_size: VOCAB,
-        ..tokenizer::Trainer::default()
-    };
-    let tokenizer = trainer
-        .train(["the sea, the sea, the sea"], &mut |_| {})
-        .unwrap();
-    tokenizer.save(dir.join("tokenizer.json")).unwrap();
     (config, weights)
 }
 

@@ -34,7 +34,6 @@ pub fn backward(
     let isa = cpu.isa();
     let (dq, dk, dqkv) = (SharedMut::new(dq), SharedMut::new(dk), SharedMut::new(dqkv));
     let items = (cu_seqlens.len() - 1) * shape.num_kv_heads;
-    let threads = cpu.pool.threads();
     let inputs = &Inputs {
         d_o,
         o,
@@ -46,12 +45,8 @@ pub fn backward(
         window,
         shape,
     };
-    cpu.pool.run(&|thread| {
-        let mut item = thread;
-        while item < items {
-            dispatch!(isa, backward_item(dq: SharedMut<f32>, dk: SharedMut<f32>, dqkv: SharedMut<f32>, inputs: &Inputs, item: usize));
-            item += threads;
-        }
+    cpu.pool.for_each(items, &|item| {
+        dispatch!(isa, backward_item(dq: SharedMut<f32>, dk: SharedMut<f32>, dqkv: SharedMut<f32>, inputs: &Inputs, item: usize));
     });
 }
 

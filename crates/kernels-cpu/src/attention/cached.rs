@@ -99,16 +99,10 @@ pub fn forward_cached(
             (0..tiles).flat_map(move |t| (0..g).map(move |head| (s, head, t)))
         })
         .collect();
-    let items = &items;
-    let threads = cpu.pool.threads();
-    cpu.pool.run(&|thread| {
-        let mut i = thread;
-        while i < items.len() {
-            let (s, kv_head, tile) = items[i];
-            let seq = &seqs[s];
-            dispatch!(isa, cached_item(out: SharedMut<f32>, q: &[f32], cache: &KvLayer, seq: &CachedSequence, window: Option<usize>, kv_head: usize, tile: usize));
-            i += threads;
-        }
+    cpu.pool.for_each(items.len(), &|item| {
+        let (s, kv_head, tile) = items[item];
+        let seq = &seqs[s];
+        dispatch!(isa, cached_item(out: SharedMut<f32>, q: &[f32], cache: &KvLayer, seq: &CachedSequence, window: Option<usize>, kv_head: usize, tile: usize));
     });
 }
 

@@ -94,13 +94,8 @@ pub fn forward(
     let isa = cpu.isa();
     let (out, lse) = (SharedMut::new(o), SharedMut::new(lse));
     let items = (cu_seqlens.len() - 1) * shape.num_kv_heads;
-    let threads = cpu.pool.threads();
-    cpu.pool.run(&|thread| {
-        let mut item = thread;
-        while item < items {
-            dispatch!(isa, forward_item(out: SharedMut<f32>, lse: SharedMut<f32>, q: &[f32], k: &[f32], qkv: &[f32], cu_seqlens: &[u32], window: Option<usize>, shape: HeadShape, item: usize));
-            item += threads;
-        }
+    cpu.pool.for_each(items, &|item| {
+        dispatch!(isa, forward_item(out: SharedMut<f32>, lse: SharedMut<f32>, q: &[f32], k: &[f32], qkv: &[f32], cu_seqlens: &[u32], window: Option<usize>, shape: HeadShape, item: usize));
     });
 }
 

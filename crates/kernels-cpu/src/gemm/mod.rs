@@ -81,7 +81,7 @@ pub fn matmul(cpu: &Cpu, y: &mut [f32], x: &[f32], b: &Packed, store: Store) {
     let out = SharedMut::new(y);
     // Few rows: each thread reads its own panels once, instead of all threads all panels.
     if m >= 16 * threads {
-        cpu.pool.for_ranges(m, 1, &|rows| {
+        cpu.pool.for_ranges(m, row_grain(m, threads), &|rows| {
             rows_times(isa, out, x, None, rows, b, 0..b.panels(), store);
         });
     } else {
@@ -89,6 +89,11 @@ pub fn matmul(cpu: &Cpu, y: &mut [f32], x: &[f32], b: &Packed, store: Store) {
             rows_times(isa, out, x, None, 0..m, b, panels, store);
         });
     }
+}
+
+/// Rows that a thread takes at least: two of the largest tiles, unless there are fewer for each.
+pub(crate) fn row_grain(rows: usize, threads: usize) -> usize {
+    (rows / threads).clamp(1, 28)
 }
 
 /// Rows `rows` of y and columns of `panels`: the serial core of every product with a packed matrix.

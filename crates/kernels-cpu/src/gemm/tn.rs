@@ -8,7 +8,7 @@
 use super::micro::{self, Bf16, Chain, F32, Factor, Left};
 use super::pack::{Compute, lanes};
 use super::{Scratch, part, pass_steps};
-use crate::pool::SharedMut;
+use crate::pool::{PIECES, SharedMut};
 use crate::simd::Simd;
 use crate::{Cpu, Isa};
 use std::ops::Range;
@@ -61,8 +61,8 @@ impl Rows<'_> {
 
 /// `c[e]` (p, q) += the product over `rows(e)`, for each of `groups` groups.
 ///
-/// Threads share the columns of a, all groups end to end, by work; where that would leave each with few
-/// of them, the columns of b as well.
+/// The columns of a, all groups end to end, are cut into pieces of equal work; where that would leave each
+/// thread with few of them, the columns of b as well.
 pub(crate) fn groups_tn(
     cpu: &Cpu,
     compute: Compute,
@@ -85,13 +85,15 @@ pub(crate) fn groups_tn(
     let total: usize = (0..groups).map(|e| rows(e).len() * p).sum();
     let panels = q.div_ceil(2 * lanes(isa));
     let out = SharedMut::new(c);
-    cpu.pool.run(&|thread| {
-        let panels = part(&(0..panels), thread % across, across);
-        let work = part(&(0..total), thread / across, threads / across);
+    // Each piece packs b again.
+    let pieces = (groups * p / PIECE_COLUMNS).clamp(threads / across, PIECES * threads / across);
+    cpu.pool.for_each(pieces * across, &|piece| {
+        let panels = part(&(0..panels), piece % across, across);
+        let work = part(&(0..total), piece / across, pieces);
         let mut done = 0;
         for e in 0..groups {
             let rows = rows(e);
-            // The border falls on the same column for both threads that share it.
+            // The border falls on the same column for both pieces that share it.
             let column = |at: usize| {
                 let column = at.saturating_sub(done) / rows.len().max(1);
                 if column >= p {
@@ -110,7 +112,10 @@ pub(crate) fn groups_tn(
     });
 }
 
-/// Borders between threads lie at multiples of this many columns of a.
+/// Columns of a for which packing b again costs little.
+const PIECE_COLUMNS: usize = 192;
+
+/// Borders between pieces lie at multiples of this many columns of a.
 const BORDER: usize = 12;
 
 /// The rows of c that are `cols` of a, the columns that are `panels` of b: the serial core.

@@ -3,7 +3,7 @@
 use crate::scripted_model::Gate;
 use crate::test_server::TestServer;
 use serde_json::{Value, json};
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 use ureq::http::{HeaderMap, Response};
@@ -133,25 +133,6 @@ impl RawReply {
             assert!(len > 0, "the connection ended before {text:?}");
         }
         line
-    }
-
-    /// Reads all that is left; whenever nothing comes, the model may make a step: between two steps the
-    /// engine hears of new requests.
-    pub(crate) fn read_to_end_with_steps(mut self, gate: &Gate) -> String {
-        let pause = Duration::from_millis(20);
-        self.0.get_ref().set_read_timeout(Some(pause)).unwrap();
-        let mut bytes = Vec::new();
-        // Fewer steps than the context has positions, as above.
-        for _ in 0..1000 {
-            match self.0.read_to_end(&mut bytes) {
-                Ok(_) => return String::from_utf8(bytes).unwrap(),
-                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                    gate.allow(1);
-                }
-                Err(e) => panic!("{e}"),
-            }
-        }
-        panic!("no reply after a thousand steps");
     }
 
     /// Reads all that is left.

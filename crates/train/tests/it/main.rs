@@ -5,9 +5,11 @@
 use std::ops::ControlFlow;
 
 use data::build::{BuildOptions, Builtin, Options};
-use data::{Encoder, Loader, LoaderOptions, TokenData};
+use data::{DialoguePacker, Encoder, Loader, LoaderOptions, TokenData};
 use dokja_train::recipe::SpecialIds;
-use dokja_train::{Documents, Heldout, Outcome, Recipe, Report, StageError, StageInputs, run};
+use dokja_train::{
+    Batches, Dialogues, Documents, Heldout, Outcome, Recipe, Report, StageError, StageInputs, run,
+};
 use formats::keys::Key;
 use formats::ledger::records::{Data, Genesis, Machine, Tokenizer};
 use formats::run_dir::{RunDir, Stage};
@@ -228,4 +230,40 @@ fn divergence_is_told_and_what_was_recorded_kept() {
         other => panic!("{other:?}"),
     }
     assert!(RunDir::new(&world.dir.path().join("run")).is_run());
+}
+
+#[test]
+fn rows_of_documents_follow_the_dialogues_of_a_micro_step() {
+    let world = World::new();
+    let packer = || {
+        let dialogue = |n: u32| ((0..n).map(|i| 100 + i).collect(), vec![true; n as usize]);
+        DialoguePacker::new((3..9).map(dialogue).collect(), 16, 20, 7).unwrap()
+    };
+    let options = LoaderOptions {
+        seq_len: 16,
+        rows_per_batch: 2,
+        seed: 7,
+        mixture: Default::default(),
+    };
+    let loader = || Loader::new(&world.tokens, options.clone()).unwrap();
+    let (alone, documents) = (Dialogues::new(packer(), None), Documents(loader()));
+    let both = Dialogues::new(packer(), Some(loader()));
+    for (step, micro) in [(0, 1), (3, 2)] {
+        let parts = alone.batches(step, micro).into_iter();
+        for ((mut first, second), got) in parts
+            .zip(documents.batches(step, micro))
+            .zip(both.batches(step, micro))
+        {
+            first.append(&second);
+            assert_eq!(got.ids, first.ids);
+            assert_eq!(got.targets, first.targets);
+            assert_eq!(got.cu_seqlens, first.cu_seqlens);
+            assert_eq!(*got.cu_seqlens.last().unwrap() as usize, got.ids.len());
+            assert!(got.cu_seqlens.is_sorted());
+        }
+    }
+    // What the ledger says tells them apart.
+    assert_ne!(alone.commitment(), both.commitment());
+    assert_ne!(alone.order(), both.order());
+    assert!(alone.files().is_empty() && !both.files().is_empty());
 }

@@ -1,4 +1,4 @@
-//! `dokja bench`: measured speed against the measured limits of this machine.
+//! `dokja bench kernels`: every op at the sizes of a real model.
 
 use crate::progress::tell;
 use crate::{env, memory, print};
@@ -10,18 +10,6 @@ use tensor::{Compute, Device};
 use testkit::bench::{Measurement, measure};
 use testkit::{Case, Mode, cases};
 
-/// Measures speed against the limits of this machine.
-#[derive(clap::Args)]
-pub(crate) struct Args {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(clap::Subcommand)]
-enum Command {
-    Kernels(KernelsArgs),
-}
-
 /// Times every op at the sizes of a real model.
 ///
 /// What a run takes at least follows from its operations and its traffic, and from peaks that are measured
@@ -32,7 +20,7 @@ enum Command {
   dokja bench kernels
   dokja bench kernels --op gemm --op attention --json
   DOKJA_ISA=avx2 DOKJA_THREADS=1 dokja bench kernels")]
-struct KernelsArgs {
+pub(crate) struct Args {
     /// Only ops whose name begins so, as in gemm or rms_norm.backward; may be given several times.
     #[arg(long = "op", value_name = "NAME")]
     ops: Vec<String>,
@@ -52,12 +40,6 @@ fn seconds(text: &str) -> Result<f64, String> {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    match &args.command {
-        Command::Kernels(args) => kernels(args),
-    }
-}
-
-fn kernels(args: &KernelsArgs) -> Result<()> {
     let wanted = |op: &str| args.ops.is_empty() || args.ops.iter().any(|name| op.starts_with(name));
     let tables = cases::ALL.iter().flat_map(|(_, table)| table(Mode::Perf));
     let cases: Vec<Box<dyn Case>> = tables.filter(|case| wanted(case.op())).collect();
