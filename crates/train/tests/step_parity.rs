@@ -127,7 +127,7 @@ impl Reference {
 /// errors of the gradient, some 1e-6, grow to as much in Newton-Schulz, which multiplies what belongs to
 /// small singular values by up to 485. Smaller changes count as a thousandth.
 const CHANGE: Tolerance = Tolerance::NmseOfTerms {
-    bound: 3e-8,
+    bound: 1e-8,
     size: 1e-3,
 };
 
