@@ -10,7 +10,7 @@ use formats::hash;
 use formats::keys::Key;
 use formats::ledger::records::{self, Genesis, Machine};
 use formats::run_dir::{RunDir, Stage};
-use kernels_cpu::peak::{Memory, Peaks};
+use kernels_cpu::peak;
 use model::config::Compute;
 use model::{Layout, ModelConfig, flops};
 use serde_json::json;
@@ -231,11 +231,18 @@ pub(crate) fn check_memory(estimate: &Estimate) -> Result<()> {
     Ok(())
 }
 
+/// What came of a stage.
+pub(crate) struct Trained {
+    pub(crate) outcome: Outcome,
+    /// The model's operations a second, as a fraction of what the machine reaches at most.
+    pub(crate) mfu: f64,
+}
+
 /// Trains a stage to its end, with progress on stderr.
 ///
 /// # Errors
 /// Also when interrupted, after a checkpoint.
-pub(crate) fn train(job: &Job) -> Result<Outcome> {
+pub(crate) fn train(job: &Job) -> Result<Trained> {
     interrupt::listen()?;
     let (run, recipe) = (&job.run, job.recipe);
     let sources = Sources::open(run, recipe)?;
@@ -288,6 +295,7 @@ pub(crate) fn train(job: &Job) -> Result<Outcome> {
         }
     };
     let device = env::device()?;
+    let peak = peak_flops(&device, recipe.train.compute);
     let inputs = StageInputs {
         run: run.clone(),
         stage: job.stage,
@@ -339,7 +347,8 @@ pub(crate) fn train(job: &Job) -> Result<Outcome> {
     match (outcome.is_finished, bar) {
         (true, Some(bar)) => {
             bar.finish();
-            Ok(outcome)
+            let mfu = outcome.tokens_per_sec * estimate.flops_per_token() / peak;
+            Ok(Trained { outcome, mfu })
         }
         (_, bar) => {
             drop(bar);
@@ -357,15 +366,11 @@ pub(crate) fn train(job: &Job) -> Result<Outcome> {
 /// Operations per second that this machine reaches at most on factors of a type.
 pub(crate) fn peak_flops(device: &Device, compute: Compute) -> f64 {
     let Device::Cpu(cpu) = device;
-    let peaks = Peaks::measure(cpu, &mut Memory::new(memory::measuring_bytes()));
-    match compute {
-        Compute::F32 => peaks.f32_flops,
-        Compute::Bf16 => peaks.bf16_flops,
-    }
+    peak::flops(cpu, compute == Compute::Bf16)
 }
 
 /// The object that training commands print with --json.
-pub(crate) fn outcome_json(outcome: &Outcome, mfu: f64) -> serde_json::Value {
+pub(crate) fn outcome_json(Trained { outcome, mfu }: &Trained) -> serde_json::Value {
     json!({
         "steps": outcome.steps,
         "tokens": outcome.tokens,
@@ -379,7 +384,7 @@ pub(crate) fn outcome_json(outcome: &Outcome, mfu: f64) -> serde_json::Value {
 }
 
 /// The same for people.
-pub(crate) fn outcome_text(outcome: &Outcome, mfu: f64) -> String {
+pub(crate) fn outcome_text(Trained { outcome, mfu }: &Trained) -> String {
     let bits = outcome.bits_per_byte;
     format!(
         "{} steps, {} tokens, {} a second ({:.0} % of the machine's peak); loss {:.4}{}; weights {}\n{}",

@@ -3,7 +3,7 @@
 //! A code that came with the document is trusted if it looks like one. Otherwise Hangul and kana
 //! decide for Korean and Japanese, which their scripts identify better than statistics do, and
 //! trigrams (whatlang) for the rest. Where those are not sure, as in a line or two, the small words
-//! that every sentence has vote. Only the first 4096 characters are looked at.
+//! that every sentence has vote. Only the first `PREFIX_CHARS` characters are looked at.
 
 use whatlang::{Lang, detect};
 

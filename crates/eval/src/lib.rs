@@ -6,7 +6,7 @@
 //! - [`suite`]: the suites by name, and their settings
 //! - [`builtin`]: questions about the built-in world in the four areas of the national evaluation
 //! - [`bits_per_byte`]: how well texts are predicted
-//! - [`evaluation`]: the result as one document; [`compare`]: two of them, item by item
+//! - [`evaluation`]: the result as one document; [`mod@compare`]: two of them, item by item
 //! - [`stats`]: intervals and tests
 //!
 //! A suite makes items, a target answers them, a checker says right or wrong, and what is right becomes

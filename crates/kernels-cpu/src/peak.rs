@@ -99,6 +99,15 @@ fn best_chains(cpu: &Cpu, operations: usize, f: &(dyn Fn(usize) + Sync)) -> f64 
     CHAINS.into_iter().map(rate).fold(0.0, f64::max)
 }
 
+/// Operations per second on factors of one type alone: without the memory, a fraction of a second.
+pub fn flops(cpu: &Cpu, in_bf16: bool) -> f64 {
+    let f32_flops = f32_flops(cpu);
+    match in_bf16 {
+        true => bf16_flops(cpu, f32_flops),
+        false => f32_flops,
+    }
+}
+
 fn f32_flops(cpu: &Cpu) -> f64 {
     let isa = cpu.isa();
     best_chains(cpu, 2 * crate::gemm::lanes(isa), &|chains| {

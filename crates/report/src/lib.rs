@@ -73,7 +73,7 @@ pub fn write(run: &RunDir) -> Result<PathBuf, ReportError> {
 /// As [`write()`], to another place.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn write_to(run: &RunDir, path: &Path) -> Result<(), ReportError> {
     Ok(atomic::write_bytes(path, render(run)?.as_bytes())?)
 }

@@ -2,7 +2,7 @@
 
 use crate::open::OpenModel;
 use crate::progress::{Progress, Unit, tell};
-use crate::{env, open, print};
+use crate::{env, open, print, training};
 use ::eval::evaluation::{Answered, Evaluation, FileBits};
 use ::eval::local::Local;
 use ::eval::server::{Server, ServerOptions};
@@ -20,7 +20,6 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
-use train::Recipe;
 
 /// Scores a model, at hand or behind a URL, by a suite.
 ///
@@ -163,11 +162,12 @@ impl Home {
             return Ok(Home::default());
         };
         let path = run.recipe(Stage::Pretrain);
-        let text = std::fs::read_to_string(&path).unwrap_or_default();
-        let recipe = Recipe::from_toml(&text, &[]).map_err(|e| {
-            tell(&format!("note: {} cannot be used: {e}", path.display()));
-        });
-        let recipe = recipe.ok().filter(|_| path.exists());
+        let recipe = match path.exists() {
+            true => training::read_recipe(&path, &[])
+                .inspect_err(|e| tell(&format!("note: {e:#}; its settings are not used")))
+                .ok(),
+            false => None,
+        };
         let of_recipe = recipe.as_ref().and_then(|recipe| recipe.data.dir.clone());
         let data = of_recipe.unwrap_or_else(|| run.data());
         let builtin = match data.join(data::manifest::FILE_NAME).is_file() {

@@ -1,10 +1,9 @@
 //! `dokja pretrain`: a model from random numbers.
 
+use crate::print;
 use crate::training::{self, Estimate, Job, Sources};
-use crate::{env, print};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use formats::run_dir::{RunDir, Stage};
-use model::ModelConfig;
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -73,23 +72,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 impl StageArgs {
     pub(crate) fn train(&self, stage: Stage) -> Result<()> {
         let recipe = training::read_recipe(&self.recipe, &self.set)?;
-        let run = RunDir::new(&self.run_dir);
-        let outcome = training::train(&Job {
-            run,
+        let trained = training::train(&Job {
+            run: RunDir::new(&self.run_dir),
             stage,
             recipe: &recipe,
             resume: self.resume,
             is_tokenizer_ours: false,
         })?;
-        let path = outcome.checkpoint.join("config.json");
-        let text = std::fs::read_to_string(&path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
-        let estimate = Estimate::new(&ModelConfig::from_json(&text)?, &recipe);
-        let peak = training::peak_flops(&env::device()?, recipe.train.compute);
-        let mfu = outcome.tokens_per_sec * estimate.flops_per_token() / peak;
         print(&match self.json {
-            true => training::outcome_json(&outcome, mfu).to_string(),
-            false => training::outcome_text(&outcome, mfu),
+            true => training::outcome_json(&trained).to_string(),
+            false => training::outcome_text(&trained),
         });
         Ok(())
     }

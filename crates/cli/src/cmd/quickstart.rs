@@ -209,13 +209,14 @@ fn learn_tokenizer(run: &RunDir) -> Result<()> {
 }
 
 fn train(run: &RunDir, stage: Stage, recipe: &Recipe) -> Result<Outcome> {
-    training::train(&Job {
+    let trained = training::train(&Job {
         run: run.clone(),
         stage,
         recipe,
         resume: run.is_run(),
         is_tokenizer_ours: true,
-    })
+    })?;
+    Ok(trained.outcome)
 }
 
 /// The questions, put to the initial weights.

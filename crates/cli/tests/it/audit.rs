@@ -1,15 +1,12 @@
 //! `dokja audit`: a small run made by the program itself, whole and then changed byte by byte.
 
-use crate::text::{dokja, fails, json, ok, shown};
+use crate::text::{MODEL, dokja, fails, json, ok, shown};
 use formats::run_dir::{RunDir, Stage};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const RECIPE: &str = "[model]\nhidden_size = 16\nintermediate_size = 24\nnum_hidden_layers = 4\n\
-    num_attention_heads = 4\nnum_key_value_heads = 2\nhead_dim = 4\nsliding_window = 8\n\
-    num_experts = 4\nnum_experts_per_tok = 2\nmoe_intermediate_size = 8\n\
-    [train]\nsteps = 4\nseq_len = 64\nrows_per_step = 2\nrows_per_micro_step = 2\n\
+const TRAIN: &str = "[train]\nsteps = 4\nseq_len = 64\nrows_per_step = 2\nrows_per_micro_step = 2\n\
     [schedule]\nwarmup_steps = 2\n[checkpoint]\nevery = 2\n[eval]\nevery = 4\ntokens = 128\n";
 
 /// A run with its data and its tokenizer inside, pretrained for four steps.
@@ -30,7 +27,7 @@ fn make_run(dir: &Path) -> RunDir {
     ok(&[&build[..], &["--builtin-dialogues", "5"]].concat(), b"");
     let learn = ["tokenizer", "train", "--data", data, "--vocab-size", "300"];
     ok(&[&learn[..], &["--out", tokenizer]].concat(), b"");
-    fs::write(dir.join("recipe.toml"), RECIPE).unwrap();
+    fs::write(dir.join("recipe.toml"), format!("{MODEL}{TRAIN}")).unwrap();
     let trained = Command::new(env!("CARGO_BIN_EXE_dokja"))
         .current_dir(dir)
         .env("DOKJA_KEY", dir.join("signing.key"))

@@ -1,13 +1,11 @@
 //! A run that is killed again and again ends with the bytes of one that was not, and its record holds.
 
+use crate::text::MODEL;
 use formats::run_dir::{RunDir, Stage};
 use numerics::Rng;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-const MODEL: &str = "[model]\nhidden_size = 16\nintermediate_size = 24\nnum_hidden_layers = 4\n\
-    num_attention_heads = 4\nnum_key_value_heads = 2\nhead_dim = 4\nsliding_window = 8\n\
-    num_experts = 4\nnum_experts_per_tok = 2\nmoe_intermediate_size = 8\n";
 const TRAIN: &str = "[train]\nsteps = 60\nseq_len = 128\nrows_per_step = 4\nrows_per_micro_step = 2\n\
     [schedule]\nwarmup_steps = 2\n[checkpoint]\nevery = 7\n[eval]\nevery = 10\ntokens = 256\n";
 

@@ -1,6 +1,7 @@
 //! What the program says about the machine.
 
 use crate::dokja;
+use crate::text::{MODEL, json, ok};
 use serde_json::Value;
 
 #[test]
@@ -43,13 +44,7 @@ fn bench_kernels_prints_an_object_for_each_op_and_size() {
         "0",
         "--json",
     ];
-    let output = dokja(&args, &[]);
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    let text = String::from_utf8(output.stdout).unwrap();
+    let text = ok(&args, b"");
     let lines: Vec<Value> = text
         .lines()
         .map(|line| serde_json::from_str(line).unwrap())
@@ -97,11 +92,8 @@ fn an_op_that_is_not_there_is_told_with_those_that_are() {
 fn bench_train_needs_no_data() {
     let dir = tempfile::tempdir().unwrap();
     let recipe = dir.path().join("recipe.toml");
-    let text = "[model]\nhidden_size = 16\nintermediate_size = 24\nnum_hidden_layers = 2\n\
-        num_attention_heads = 2\nnum_key_value_heads = 1\nhead_dim = 8\nsliding_window = 8\n\
-        num_experts = 4\nnum_experts_per_tok = 2\nmoe_intermediate_size = 8\n\
-        [train]\nseq_len = 16\nrows_per_step = 4\nrows_per_micro_step = 2\n";
-    std::fs::write(&recipe, text).unwrap();
+    let train = "[train]\nseq_len = 16\nrows_per_step = 4\nrows_per_micro_step = 2\n";
+    std::fs::write(&recipe, format!("{MODEL}{train}")).unwrap();
     let recipe = recipe.to_str().unwrap();
     let args = [
         "bench",
@@ -111,15 +103,8 @@ fn bench_train_needs_no_data() {
         "40",
         "--steps",
         "2",
-        "--json",
     ];
-    let output = dokja(&args, &[]);
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let told = json(&args);
     assert_eq!(
         (&told["tokens_per_step"], &told["steps"]),
         (&64.into(), &2.into())

@@ -5,6 +5,11 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+/// The `[model]` of a recipe, as small as it may be with one layer of each kind.
+pub(crate) const MODEL: &str = "[model]\nhidden_size = 16\nintermediate_size = 24\nnum_hidden_layers = 4\n\
+    num_attention_heads = 4\nnum_key_value_heads = 2\nhead_dim = 4\nsliding_window = 8\n\
+    num_experts = 4\nnum_experts_per_tok = 2\nmoe_intermediate_size = 8\n";
+
 pub(crate) fn dokja(args: &[&str], stdin: &[u8]) -> Output {
     let mut child = Command::new(env!("CARGO_BIN_EXE_dokja"))
         .args(args)
