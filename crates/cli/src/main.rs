@@ -3,7 +3,6 @@
 //! Results go to stdout, everything else to stderr. Exit status: 0 done, 1 failed, 2 wrong use,
 //! 130 interrupted.
 
-mod checkpoint;
 mod cmd;
 mod env;
 mod interrupt;

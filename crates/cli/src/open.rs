@@ -3,14 +3,14 @@
 //! Shared by every command that makes a model speak (generate, chat, serve, eval). Opening reads only the
 //! small files; the weights are read by [`OpenModel::engine`], which may be called again.
 
-use crate::checkpoint::Checkpoint;
 use crate::progress::{bytes, tell};
 use crate::{env, memory};
 use anyhow::{Context, Result, bail};
+use checkpoint::Checkpoint;
 use formats::hash;
 use infer::{Engine, EngineConfig, ModelRunner};
 use model::config::Compute;
-use model::{ModelConfig, Transformer};
+use model::{Layout, ModelConfig, Transformer};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,10 +31,26 @@ pub(crate) struct OpenModel {
     eos_token_ids: Vec<u32>,
 }
 
-/// Opens a run directory's last checkpoint, or a checkpoint directory.
+/// Opens the files of what a command calls MODEL: a run directory's last checkpoint, or a checkpoint. Reads
+/// none of the weights.
+pub(crate) fn checkpoint(path: &Path) -> Result<Checkpoint> {
+    Ok(Checkpoint::open(&formats::run_dir::resolve_model(path)?)?)
+}
+
+/// What opening a model to run it takes: while it is made, the weights are there as read, as parameters, and
+/// packed.
+pub(crate) fn memory_needed(config: &ModelConfig, layout: &Layout) -> u64 {
+    let packed = match config.compute {
+        Compute::F32 => 4,
+        Compute::Bf16 => 2,
+    };
+    (layout.len as u64).saturating_mul(4 + 4 + packed)
+}
+
+/// Opens a model to run it.
 pub(crate) fn model(path: &Path) -> Result<OpenModel> {
-    let checkpoint = Checkpoint::open(path)?;
-    let (dir, config) = (checkpoint.dir.clone(), checkpoint.config.clone());
+    let checkpoint = checkpoint(path)?;
+    let (dir, config) = (checkpoint.path.clone(), checkpoint.config.clone());
     Ok(OpenModel {
         tokenizer: read_tokenizer(&dir, &config)?.map(Arc::new),
         eos_token_ids: read_eos_token_ids(&dir, &config)?,
@@ -104,13 +120,7 @@ impl OpenModel {
     }
 
     fn runner(&self) -> Result<ModelRunner> {
-        let params = self.checkpoint.layout.len as u64;
-        let packed = match self.config.compute {
-            Compute::F32 => 4,
-            Compute::Bf16 => 2,
-        };
-        // While the model is made, the weights are there as read, as parameters, and packed.
-        let needed = params.saturating_mul(4 + 4 + packed);
+        let needed = memory_needed(&self.config, &self.checkpoint.layout);
         if let Some(free) = memory::available_bytes().filter(|&free| free < needed) {
             bail!(
                 "opening {} takes {} of memory, {} are available; close other programs or use a machine \
@@ -179,7 +189,7 @@ fn read_tokenizer(dir: &Path, config: &ModelConfig) -> Result<Option<Tokenizer>>
 /// `eos_token_id` of `generation_config.json`, one or several; where that says nothing, of `config.json`.
 fn read_eos_token_ids(dir: &Path, config: &ModelConfig) -> Result<Vec<u32>> {
     let file = dir.join("generation_config.json");
-    let of_config = || config.eos_token_id.into_iter().collect();
+    let of_config = || config.eos_token_id.clone();
     let text = match std::fs::read_to_string(&file) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(of_config()),

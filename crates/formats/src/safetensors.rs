@@ -119,6 +119,8 @@ pub enum Dtype {
     Bf16,
     /// IEEE half precision.
     F16,
+    /// 8-bit float with four bits of exponent and three of mantissa, without infinities (OCP).
+    F8E4M3,
     /// Signed 64-bit.
     I64,
     /// Signed 32-bit.
@@ -134,6 +136,7 @@ impl Dtype {
             Dtype::F32 => "F32",
             Dtype::Bf16 => "BF16",
             Dtype::F16 => "F16",
+            Dtype::F8E4M3 => "F8_E4M3",
             Dtype::I64 => "I64",
             Dtype::I32 => "I32",
             Dtype::U32 => "U32",
@@ -146,6 +149,7 @@ impl Dtype {
             Dtype::I64 => 8,
             Dtype::F32 | Dtype::I32 | Dtype::U32 => 4,
             Dtype::Bf16 | Dtype::F16 => 2,
+            Dtype::F8E4M3 => 1,
         }
     }
 }
@@ -312,22 +316,36 @@ impl SafeTensors {
         &self.metadata
     }
 
+    /// Type as the file names it, shape and bytes of a tensor, also where its type is not read.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn describe(&self, name: &str) -> Result<(String, &[usize], usize), SafeTensorsError> {
+        let entry = self.tensors.get(name).ok_or_else(|| self.missing(name))?;
+        let dtype = format!("{:?}", entry.dtype);
+        Ok((dtype, &entry.shape, entry.range.len()))
+    }
+
+    fn missing(&self, name: &str) -> SafeTensorsError {
+        SafeTensorsError::Missing {
+            path: self.path.clone(),
+            name: name.into(),
+        }
+    }
+
     /// One tensor.
     ///
     /// # Errors
     /// When it is not there, or of an element type that the project does not read.
     pub fn get(&self, name: &str) -> Result<TensorView<'_>, SafeTensorsError> {
-        let Some((name, entry)) = self.tensors.get_key_value(name) else {
-            return Err(SafeTensorsError::Missing {
-                path: self.path.clone(),
-                name: name.into(),
-            });
-        };
+        let entry = self.tensors.get_key_value(name);
+        let (name, entry) = entry.ok_or_else(|| self.missing(name))?;
         use ::safetensors::Dtype as Stored;
         let dtype = match entry.dtype {
             Stored::F32 => Dtype::F32,
             Stored::BF16 => Dtype::Bf16,
             Stored::F16 => Dtype::F16,
+            Stored::F8_E4M3 => Dtype::F8E4M3,
             Stored::I64 => Dtype::I64,
             Stored::I32 => Dtype::I32,
             Stored::U32 => Dtype::U32,
@@ -335,7 +353,7 @@ impl SafeTensors {
                 return Err(SafeTensorsError::Dtype {
                     name: name.clone(),
                     found: format!("{other:?}"),
-                    expected: "F32, BF16, F16, I64, I32 or U32",
+                    expected: "F32, BF16, F16, F8_E4M3, I64, I32 or U32",
                 });
             }
         };
@@ -355,7 +373,7 @@ impl TensorView<'_> {
         self.bytes.len() / self.dtype.size()
     }
 
-    /// The elements as f32 (exact for F32, BF16 and F16).
+    /// The elements as f32, exactly.
     pub fn to_f32(&self) -> Result<Vec<f32>, SafeTensorsError> {
         let mut values = vec![0.0; self.num_elements()];
         self.copy_to_f32(&mut values)?;
@@ -371,11 +389,30 @@ impl TensorView<'_> {
                 expected: out.len(),
             });
         }
+        self.copy_range_to_f32(0, out)
+    }
+
+    /// As [`TensorView::copy_to_f32`], of the elements from `start` on that `out` has room for.
+    pub fn copy_range_to_f32(&self, start: usize, out: &mut [f32]) -> Result<(), SafeTensorsError> {
+        let size = self.dtype.size();
+        let range = start
+            .checked_add(out.len())
+            .and_then(|end| Some(start.checked_mul(size)?..end.checked_mul(size)?));
+        let Some(bytes) = range.and_then(|range| self.bytes.get(range)) else {
+            return Err(SafeTensorsError::Len {
+                name: self.name.to_string(),
+                found: self.num_elements(),
+                expected: start.saturating_add(out.len()),
+            });
+        };
         match self.dtype {
-            Dtype::F32 => convert(out, self.bytes, f32::from_le_bytes),
-            Dtype::Bf16 => convert(out, self.bytes, |b| bf16::from_le_bytes(b).to_f32()),
-            Dtype::F16 => convert(out, self.bytes, |b| f16::from_le_bytes(b).to_f32()),
-            Dtype::I64 | Dtype::I32 | Dtype::U32 => return Err(self.wrong_type("F32, BF16 or F16")),
+            Dtype::F32 => convert(out, bytes, f32::from_le_bytes),
+            Dtype::Bf16 => convert(out, bytes, |b| bf16::from_le_bytes(b).to_f32()),
+            Dtype::F16 => convert(out, bytes, |b| f16::from_le_bytes(b).to_f32()),
+            Dtype::F8E4M3 => convert(out, bytes, |[b]| f8_e4m3(b)),
+            Dtype::I64 | Dtype::I32 | Dtype::U32 => {
+                return Err(self.wrong_type("F32, BF16, F16 or F8_E4M3"));
+            }
         }
         Ok(())
     }
@@ -387,7 +424,9 @@ impl TensorView<'_> {
             Dtype::I64 => convert(&mut out, self.bytes, i64::from_le_bytes),
             Dtype::I32 => convert(&mut out, self.bytes, |b| i32::from_le_bytes(b).into()),
             Dtype::U32 => convert(&mut out, self.bytes, |b| u32::from_le_bytes(b).into()),
-            Dtype::F32 | Dtype::Bf16 | Dtype::F16 => return Err(self.wrong_type("I64, I32 or U32")),
+            Dtype::F32 | Dtype::Bf16 | Dtype::F16 | Dtype::F8E4M3 => {
+                return Err(self.wrong_type("I64, I32 or U32"));
+            }
         }
         Ok(out)
     }
@@ -407,6 +446,18 @@ fn convert<T, const N: usize>(out: &mut [T], bytes: &[u8], element: impl Fn([u8;
     for (value, chunk) in out.iter_mut().zip(chunks) {
         *value = element(*chunk);
     }
+}
+
+/// The value of an E4M3 byte: sign, exponent with a bias of 7, mantissa; all ones is not a number.
+/// Source: OCP 8-bit Floating Point Specification, revision 1.0.
+fn f8_e4m3(byte: u8) -> f32 {
+    let (exponent, mantissa) = (i32::from(byte >> 3 & 15), f32::from(byte & 7));
+    let size = match (exponent, byte & 7) {
+        (15, 7) => f32::NAN,
+        (0, _) => mantissa / 512.0,
+        _ => (1.0 + mantissa / 8.0) * 2f32.powi(exponent - 7),
+    };
+    if byte >> 7 == 1 { -size } else { size }
 }
 
 /// Header and start of the data.

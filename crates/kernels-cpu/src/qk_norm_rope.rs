@@ -1,4 +1,5 @@
-//! Per-head RMSNorm of queries and keys, then the rotary embedding where the layer has one.
+//! Per-head RMSNorm of queries and keys where the architecture has it, then the rotary embedding where the
+//! layer has one.
 //!
 //! y = norm(x) * gain (gain shared by all heads)      [a|b] -> [a cos - b sin | b cos + a sin]
 //!
@@ -31,6 +32,15 @@ impl HeadShape {
     pub fn qkv_size(&self) -> usize {
         (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
     }
+}
+
+/// What queries and keys are multiplied with after they are normed: (K) each.
+#[derive(Clone, Copy)]
+pub struct Gains<'a> {
+    /// Of queries.
+    pub q: &'a [f32],
+    /// Of keys.
+    pub k: &'a [f32],
 }
 
 /// Cosines and sines of every position up to a length.
@@ -179,15 +189,15 @@ unsafe fn rotate<S: Simd>(x: &mut [f32], cos: &[f32], sin: &[f32], direction: f3
     }
 }
 
-/// q (T, H, K), k (T, G, K), rstd (T, H+G) of qkv (T, (H+2G)*K).
+/// q (T, H, K), k (T, G, K), rstd (T, H+G) of qkv (T, (H+2G)*K). Without gains nothing is normed, and
+/// rstd is left as it is.
 pub fn forward(
     cpu: &Cpu,
     q: &mut [f32],
     k: &mut [f32],
     rstd: &mut [f32],
     qkv: &[f32],
-    q_gain: &[f32],
-    k_gain: &[f32],
+    gains: Option<Gains>,
     positions: &[u32],
     rope: Option<&RopeTable>,
     shape: HeadShape,
@@ -198,7 +208,7 @@ pub fn forward(
     let isa = cpu.isa();
     let (q, k, rstd) = (SharedMut::new(q), SharedMut::new(k), SharedMut::new(rstd));
     cpu.pool.for_ranges(t, 1, &|tokens| {
-        dispatch!(isa, forward_rows(q: SharedMut<f32>, k: SharedMut<f32>, rstd: SharedMut<f32>, qkv: &[f32], q_gain: &[f32], k_gain: &[f32], positions: &[u32], rope: Option<&RopeTable>, shape: HeadShape, eps: f32, tokens: Range<usize>));
+        dispatch!(isa, forward_rows(q: SharedMut<f32>, k: SharedMut<f32>, rstd: SharedMut<f32>, qkv: &[f32], gains: Option<Gains>, positions: &[u32], rope: Option<&RopeTable>, shape: HeadShape, eps: f32, tokens: Range<usize>));
     });
 }
 
@@ -224,8 +234,7 @@ unsafe fn forward_rows<S: Simd>(
     k: SharedMut<f32>,
     rstd: SharedMut<f32>,
     qkv: &[f32],
-    q_gain: &[f32],
-    k_gain: &[f32],
+    gains: Option<Gains>,
     positions: &[u32],
     rope: Option<&RopeTable>,
     shape: HeadShape,
@@ -242,14 +251,21 @@ unsafe fn forward_rows<S: Simd>(
         for head in 0..h + g {
             // SAFETY: each thread has its own tokens.
             unsafe {
-                let (out, gain) = if head < h {
-                    (q.slice((t * h + head) * d..(t * h + head + 1) * d), q_gain)
+                let out = if head < h {
+                    q.slice((t * h + head) * d..(t * h + head + 1) * d)
                 } else {
                     let first = (t * g + head - h) * d;
-                    (k.slice(first..first + d), k_gain)
+                    k.slice(first..first + d)
                 };
-                let r = normalise::<S>(out, &row[head * d..(head + 1) * d], gain, eps);
-                rstd.slice(t * (h + g) + head..t * (h + g) + head + 1)[0] = r;
+                let x = &row[head * d..(head + 1) * d];
+                match gains {
+                    Some(gains) => {
+                        let gain = if head < h { gains.q } else { gains.k };
+                        let r = normalise::<S>(out, x, gain, eps);
+                        rstd.slice(t * (h + g) + head..t * (h + g) + head + 1)[0] = r;
+                    }
+                    None => out.copy_from_slice(x),
+                }
                 if let Some(rope) = rope {
                     let (cos, sin) = rope.at(positions[t]);
                     rotate::<S>(out, cos, sin, 1.0);
@@ -259,7 +275,8 @@ unsafe fn forward_rows<S: Simd>(
     }
 }
 
-/// Query and key columns of dqkv from dq (T, H, K) and dk (T, G, K); gains add.
+/// Query and key columns of dqkv from dq (T, H, K) and dk (T, G, K); the gradients of the gains add, or
+/// are left alone where there are none.
 pub fn backward(
     cpu: &Cpu,
     dqkv: &mut [f32],
@@ -269,8 +286,7 @@ pub fn backward(
     dk: &[f32],
     qkv: &[f32],
     rstd: &[f32],
-    q_gain: &[f32],
-    k_gain: &[f32],
+    gains: Option<Gains>,
     positions: &[u32],
     rope: Option<&RopeTable>,
     shape: HeadShape,
@@ -286,8 +302,11 @@ pub fn backward(
     let mut partial = vec![0.0f32; t.div_ceil(BLOCK) * 2 * d];
     let (out, sums) = (SharedMut::new(dqkv), SharedMut::new(&mut partial));
     cpu.pool.for_ranges(t, BLOCK, &|tokens| {
-        dispatch!(isa, backward_rows(out: SharedMut<f32>, sums: SharedMut<f32>, dq: &[f32], dk: &[f32], qkv: &[f32], rstd: &[f32], q_gain: &[f32], k_gain: &[f32], positions: &[u32], rope: Option<&RopeTable>, shape: HeadShape, tokens: Range<usize>));
+        dispatch!(isa, backward_rows(out: SharedMut<f32>, sums: SharedMut<f32>, dq: &[f32], dk: &[f32], qkv: &[f32], rstd: &[f32], gains: Option<Gains>, positions: &[u32], rope: Option<&RopeTable>, shape: HeadShape, tokens: Range<usize>));
     });
+    if gains.is_none() {
+        return;
+    }
     for block in partial.chunks_exact(2 * d) {
         for j in 0..d {
             dq_gain[j] += block[j];
@@ -304,8 +323,7 @@ unsafe fn backward_rows<S: Simd>(
     dk: &[f32],
     qkv: &[f32],
     rstd: &[f32],
-    q_gain: &[f32],
-    k_gain: &[f32],
+    gains: Option<Gains>,
     positions: &[u32],
     rope: Option<&RopeTable>,
     shape: HeadShape,
@@ -320,10 +338,10 @@ unsafe fn backward_rows<S: Simd>(
     let mut grad = vec![0.0f32; d];
     for t in tokens {
         for head in 0..h + g {
-            let (source, gain, offset) = if head < h {
-                (&dq[(t * h + head) * d..][..d], q_gain, 0)
+            let (source, offset) = if head < h {
+                (&dq[(t * h + head) * d..][..d], 0)
             } else {
-                (&dk[(t * g + head - h) * d..][..d], k_gain, d)
+                (&dk[(t * g + head - h) * d..][..d], d)
             };
             grad.copy_from_slice(source);
             let span = t * width + head * d..t * width + (head + 1) * d;
@@ -333,10 +351,15 @@ unsafe fn backward_rows<S: Simd>(
                     let (cos, sin) = rope.at(positions[t]);
                     rotate::<S>(&mut grad, cos, sin, -1.0);
                 }
+                let dx = out.slice(span.clone());
+                let Some(gains) = gains else {
+                    dx.copy_from_slice(&grad);
+                    continue;
+                };
+                let gain = if head < h { gains.q } else { gains.k };
                 let first = t / BLOCK * 2 * d + offset;
                 let sums = sums.slice(first..first + d);
                 let r = rstd[t * (h + g) + head];
-                let dx = out.slice(span.clone());
                 normalise_backward::<S>(dx, sums, &grad, &qkv[span], r, gain);
             }
         }

@@ -1,23 +1,23 @@
-//! One decoder layer, pre-norm:
+//! One decoder layer, with its norms before or after its halves:
 //!
-//! x1 = x0 + Wo attention(qk_norm_rope(Wqkv norm(x0)))
-//! x2 = x1 + mlp(norm(x1))
+//! x1 = x0 + Wo attention(qk_norm_rope(Wqkv norm(x0)))      x1 = x0 + norm(Wo attention(.. Wqkv x0))
+//! x2 = x1 + mlp(norm(x1))                                  x2 = x1 + norm(mlp(x1))
 //!
 //! The block owns every activation kept for the backward pass, in [`BlockKept`]; what is not there is
 //! working memory in [`BlockScratch`], shared by all layers. Parameter gradients add; activation
 //! gradients overwrite, except dx, the gradient of the residual stream, which each half adds to.
 
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, NormPlacement};
 use crate::linear::Linear;
 use crate::mlp::{Mlp, MlpKept, MlpScratch};
 use crate::moe::{Moe, MoeKept, MoeScratch};
-use crate::weights::{BlockSpans, MlpSpans};
+use crate::weights::{BlockSpans, MlpSpans, Span};
 use tensor::ops::attention::{CachedSequence, KvLayer};
 use tensor::ops::gemm::Store;
-use tensor::ops::qk_norm_rope::{HeadShape, RopeTable};
+use tensor::ops::qk_norm_rope::{Gains, HeadShape, RopeTable};
 use tensor::ops::router::RouterShape;
-use tensor::ops::{attention, qk_norm_rope, rms_norm};
-use tensor::{Compute, Device, Tensor};
+use tensor::ops::{attention, elementwise, qk_norm_rope, rms_norm};
+use tensor::{Compute, Device, Tensor, View};
 
 /// The packed sequences of a step, as every layer sees them.
 pub struct Sequences<'a> {
@@ -49,6 +49,7 @@ pub struct Block {
     heads: HeadShape,
     window: Option<usize>,
     has_rope: bool,
+    norm_placement: NormPlacement,
     eps: f32,
     qkv: Linear,
     o: Linear,
@@ -63,7 +64,7 @@ enum FeedForward {
 /// Every activation of a layer that its backward pass needs.
 pub struct BlockKept {
     rstd_attn: Tensor, // (T)
-    h_attn: Tensor,    // (T, D), normed input of attention
+    h_attn: Tensor,    // (T, D), normed input of attention, or its normed output
     qkv: Tensor,       // (T, (H+2G)*K)
     rstd_qk: Tensor,   // (T, H+G)
     q: Tensor,         // (T, H, K), normed and rotated
@@ -72,8 +73,15 @@ pub struct BlockKept {
     lse: Tensor,       // (T, H)
     x_mid: Tensor,     // (T, D), the stream after attention
     rstd_mlp: Tensor,  // (T)
-    h_mlp: Tensor,     // (T, D), normed input of the feed-forward part
+    h_mlp: Tensor,     // (T, D), normed input of the feed-forward part, or its normed output
+    out: Option<HalvesKept>,
     pub(crate) feed_forward: FeedForwardKept,
+}
+
+/// What the halves give before it is normed; absent where it is not.
+struct HalvesKept {
+    attn: Tensor, // (T, D)
+    mlp: Tensor,  // (T, D)
 }
 
 pub(crate) enum FeedForwardKept {
@@ -83,11 +91,12 @@ pub(crate) enum FeedForwardKept {
 
 /// Working memory of the backward pass.
 pub struct BlockScratch {
-    dh: Tensor,   // (T, D)
-    d_o: Tensor,  // (T, H, K)
-    dq: Tensor,   // (T, H, K)
-    dk: Tensor,   // (T, G, K)
-    dqkv: Tensor, // (T, (H+2G)*K)
+    dh: Tensor,         // (T, D)
+    d_o: Tensor,        // (T, H, K)
+    dq: Tensor,         // (T, H, K)
+    dk: Tensor,         // (T, G, K)
+    dqkv: Tensor,       // (T, (H+2G)*K)
+    dy: Option<Tensor>, // (T, D), gradient of a half's output before its norm
     mlp: Option<MlpScratch>,
     moe: Option<MoeScratch>,
 }
@@ -110,7 +119,7 @@ pub fn compute(config: &ModelConfig) -> Compute {
 }
 
 impl Block {
-    /// A layer of the main model, or with `window: None` and dense spans the prediction layer.
+    /// A layer of the main model, or with dense spans the prediction layer.
     pub fn new(
         device: &Device,
         config: &ModelConfig,
@@ -157,7 +166,8 @@ impl Block {
             spans,
             heads: head_shape(config),
             window,
-            has_rope: window.is_some(),
+            has_rope: config.has_rope(window),
+            norm_placement: config.architecture.norm_placement(),
             eps: config.rms_norm_eps,
             qkv: Linear::new(device, compute, spans.attention.qkv_proj, qkv_rows, trains),
             o: Linear::new(device, compute, spans.attention.o_proj, d, trains),
@@ -197,6 +207,10 @@ impl Block {
             x_mid: zeros(d),
             rstd_mlp: zeros(1),
             h_mlp: zeros(d),
+            out: (self.norm_placement == NormPlacement::After).then(|| HalvesKept {
+                attn: zeros(d),
+                mlp: zeros(d),
+            }),
             feed_forward: match &self.feed_forward {
                 FeedForward::Dense(mlp) => {
                     FeedForwardKept::Dense(MlpKept::new(device, t, mlp.width()))
@@ -297,19 +311,25 @@ impl Block {
         rope: &RopeTable,
         kept: &mut BlockKept,
     ) {
-        let spans = self.spans;
-        rms_norm::forward(
-            device,
-            kept.h_attn.rows_mut(t),
-            kept.rstd_attn.rows_mut(t),
-            x.rows(t),
-            params.range(spans.input_layernorm.range()),
-            self.eps,
-        );
+        let input = match self.norm_placement {
+            NormPlacement::Before => {
+                self.norm(
+                    device,
+                    params,
+                    self.spans.attention_norm,
+                    &mut kept.h_attn,
+                    &mut kept.rstd_attn,
+                    x,
+                    t,
+                );
+                &kept.h_attn
+            }
+            NormPlacement::After => x,
+        };
         self.qkv.forward(
             device,
             kept.qkv.rows_mut(t),
-            kept.h_attn.rows(t),
+            input.rows(t),
             Store::Overwrite,
         );
         qk_norm_rope::forward(
@@ -318,11 +338,39 @@ impl Block {
             kept.k.rows_mut(t),
             kept.rstd_qk.rows_mut(t),
             kept.qkv.rows(t),
-            params.range(spans.attention.q_norm.range()),
-            params.range(spans.attention.k_norm.range()),
+            self.gains(params),
             positions.rows(t),
             self.has_rope.then_some(rope),
             self.heads,
+            self.eps,
+        );
+    }
+
+    fn gains<'a>(&self, params: &'a Tensor) -> Option<Gains<'a>> {
+        let [q, k] = self.spans.attention.qk_norm?;
+        Some(Gains {
+            q: params.range(q.range()),
+            k: params.range(k.range()),
+        })
+    }
+
+    /// h = norm(x), for the first `t` rows.
+    fn norm(
+        &self,
+        device: &Device,
+        params: &Tensor,
+        gain: Span,
+        h: &mut Tensor,
+        rstd: &mut Tensor,
+        x: &Tensor,
+        t: usize,
+    ) {
+        rms_norm::forward(
+            device,
+            h.rows_mut(t),
+            rstd.rows_mut(t),
+            x.rows(t),
+            params.range(gain.range()),
             self.eps,
         );
     }
@@ -337,24 +385,58 @@ impl Block {
         t: usize,
         kept: &mut BlockKept,
     ) {
-        kept.x_mid.copy_rows(x, t);
-        self.o
-            .forward(device, kept.x_mid.rows_mut(t), kept.o.rows(t), Store::Add);
-        rms_norm::forward(
-            device,
-            kept.h_mlp.rows_mut(t),
-            kept.rstd_mlp.rows_mut(t),
-            kept.x_mid.rows(t),
-            params.range(self.spans.post_attention_layernorm.range()),
-            self.eps,
-        );
-        x_out.copy_rows(&kept.x_mid, t);
-        match (&self.feed_forward, &mut kept.feed_forward) {
-            (FeedForward::Dense(mlp), FeedForwardKept::Dense(kept_mlp)) => {
-                mlp.forward(device, x_out, &kept.h_mlp, t, kept_mlp);
+        let BlockKept {
+            rstd_attn,
+            h_attn,
+            o,
+            x_mid,
+            rstd_mlp,
+            h_mlp,
+            out,
+            feed_forward,
+            ..
+        } = kept;
+        let (attention_norm, mlp_norm) = (self.spans.attention_norm, self.spans.mlp_norm);
+        x_mid.copy_rows(x, t);
+        match out {
+            None => {
+                self.o
+                    .forward(device, x_mid.rows_mut(t), o.rows(t), Store::Add);
+                self.norm(device, params, mlp_norm, h_mlp, rstd_mlp, x_mid, t);
+                x_out.copy_rows(x_mid, t);
+                self.feed_forward(device, params, x_out, h_mlp, t, Store::Add, feed_forward);
             }
-            (FeedForward::Sparse(moe), FeedForwardKept::Sparse(kept_moe)) => {
-                moe.forward(device, params, x_out, &kept.h_mlp, t, kept_moe);
+            Some(HalvesKept { attn, mlp }) => {
+                self.o
+                    .forward(device, attn.rows_mut(t), o.rows(t), Store::Overwrite);
+                self.norm(device, params, attention_norm, h_attn, rstd_attn, attn, t);
+                elementwise::add(device, x_mid.rows_mut(t), h_attn.rows(t));
+                let store = Store::Overwrite;
+                self.feed_forward(device, params, mlp, x_mid, t, store, feed_forward);
+                self.norm(device, params, mlp_norm, h_mlp, rstd_mlp, mlp, t);
+                x_out.copy_rows(x_mid, t);
+                elementwise::add(device, x_out.rows_mut(t), h_mlp.rows(t));
+            }
+        }
+    }
+
+    /// y (T, D) = or += mlp(h (T, D)), for the first `t` rows.
+    fn feed_forward(
+        &self,
+        device: &Device,
+        params: &Tensor,
+        y: &mut Tensor,
+        h: &Tensor,
+        t: usize,
+        store: Store,
+        kept: &mut FeedForwardKept,
+    ) {
+        match (&self.feed_forward, kept) {
+            (FeedForward::Dense(mlp), FeedForwardKept::Dense(kept)) => {
+                mlp.forward(device, y, h, t, store, kept);
+            }
+            (FeedForward::Sparse(moe), FeedForwardKept::Sparse(kept)) => {
+                moe.forward(device, params, y, h, t, store, kept);
             }
             _ => unreachable!("kept by `Block::kept` of this block"),
         }
@@ -379,46 +461,72 @@ impl Block {
             dq,
             dk,
             dqkv,
+            dy,
             mlp: mlp_scratch,
             moe: moe_scratch,
         } = scratch;
+        // The second half: from dx, the gradient of x2, to that of x1.
+        if let (Some(out), Some(dy)) = (&kept.out, dy.as_mut()) {
+            let (x, rstd) = (&out.mlp, &kept.rstd_mlp);
+            let store = Store::Overwrite;
+            self.norm_backward(
+                device,
+                params,
+                grads,
+                spans.mlp_norm,
+                dy,
+                dx.view(),
+                x,
+                rstd,
+                store,
+            );
+        }
+        let half_out = match (&kept.out, dy.as_ref()) {
+            (Some(_), Some(dy)) => dy.view(),
+            _ => dx.view(),
+        };
+        let half_in = match &kept.out {
+            Some(_) => &kept.x_mid,
+            None => &kept.h_mlp,
+        };
         let extended = "scratch was extended for every block";
         match (&self.feed_forward, &kept.feed_forward) {
-            (FeedForward::Dense(mlp), FeedForwardKept::Dense(kept_mlp)) => {
+            (FeedForward::Dense(mlp), FeedForwardKept::Dense(kept)) => {
                 let scratch = mlp_scratch.as_mut().expect(extended);
-                mlp.backward(device, grads, dh, dx.view(), &kept.h_mlp, kept_mlp, scratch);
+                mlp.backward(device, grads, dh, half_out, half_in, kept, scratch);
             }
-            (FeedForward::Sparse(moe), FeedForwardKept::Sparse(kept_moe)) => {
+            (FeedForward::Sparse(moe), FeedForwardKept::Sparse(kept)) => {
                 let scratch = moe_scratch.as_mut().expect(extended);
-                let h = &kept.h_mlp;
+                let cu_seqlens = seqs.cu_seqlens;
                 moe.backward(
-                    device,
-                    grads,
-                    dh,
-                    dx.view(),
-                    h,
-                    seqs.cu_seqlens,
-                    kept_moe,
-                    scratch,
+                    device, grads, dh, half_out, half_in, cu_seqlens, kept, scratch,
                 );
             }
             _ => unreachable!("kept by `Block::kept` of this block"),
         }
-        rms_norm::backward(
-            device,
-            dx.view_mut(),
-            grads.range_mut(spans.post_attention_layernorm.range()),
-            dh.view(),
-            kept.x_mid.view(),
-            kept.rstd_mlp.view(),
-            params.range(spans.post_attention_layernorm.range()),
-            Store::Add,
-        );
+        match kept.out {
+            Some(_) => elementwise::add(device, dx.view_mut(), dh.view()),
+            None => {
+                let (x, rstd) = (&kept.x_mid, &kept.rstd_mlp);
+                let (gain, store) = (spans.mlp_norm, Store::Add);
+                self.norm_backward(device, params, grads, gain, dx, dh.view(), x, rstd, store);
+            }
+        }
 
+        // The first half: from dx, the gradient of x1, to that of x0.
+        if let (Some(out), Some(dy)) = (&kept.out, dy.as_mut()) {
+            let (x, rstd) = (&out.attn, &kept.rstd_attn);
+            let (gain, store) = (spans.attention_norm, Store::Overwrite);
+            self.norm_backward(device, params, grads, gain, dy, dx.view(), x, rstd, store);
+        }
+        let half_out = match (&kept.out, dy.as_ref()) {
+            (Some(_), Some(dy)) => dy.view(),
+            _ => dx.view(),
+        };
         self.o
-            .backward_input(device, d_o.view_mut(), dx.view(), Store::Overwrite);
+            .backward_input(device, d_o.view_mut(), half_out, Store::Overwrite);
         self.o
-            .backward_weight(device, grads, dx.view(), kept.o.view());
+            .backward_weight(device, grads, half_out, kept.o.view());
         attention::backward(
             device,
             dq.view_mut(),
@@ -447,31 +555,57 @@ impl Block {
             dk.view(),
             kept.qkv.view(),
             kept.rstd_qk.view(),
-            params.range(spans.attention.q_norm.range()),
-            params.range(spans.attention.k_norm.range()),
+            self.gains(params),
             seqs.positions.view(),
             self.has_rope.then_some(seqs.rope),
             self.heads,
         );
-        for (span, gain) in [
-            (spans.attention.q_norm, &dq_gain),
-            (spans.attention.k_norm, &dk_gain),
-        ] {
-            tensor::ops::elementwise::add(device, grads.range_mut(span.range()), gain.view());
+        if let Some(spans) = spans.attention.qk_norm {
+            for (span, gain) in spans.iter().zip([&dq_gain, &dk_gain]) {
+                elementwise::add(device, grads.range_mut(span.range()), gain.view());
+            }
         }
-        self.qkv
-            .backward_input(device, dh.view_mut(), dqkv.view(), Store::Overwrite);
-        self.qkv
-            .backward_weight(device, grads, dqkv.view(), kept.h_attn.view());
+        match kept.out {
+            Some(_) => {
+                self.qkv
+                    .backward_input(device, dx.view_mut(), dqkv.view(), Store::Add);
+                self.qkv
+                    .backward_weight(device, grads, dqkv.view(), x.view());
+            }
+            None => {
+                self.qkv
+                    .backward_input(device, dh.view_mut(), dqkv.view(), Store::Overwrite);
+                self.qkv
+                    .backward_weight(device, grads, dqkv.view(), kept.h_attn.view());
+                let (gain, store) = (spans.attention_norm, Store::Add);
+                let rstd = &kept.rstd_attn;
+                self.norm_backward(device, params, grads, gain, dx, dh.view(), x, rstd, store);
+            }
+        }
+    }
+
+    /// dx (T, D) of h = norm(x) from dh; the gradient of the gain adds.
+    fn norm_backward(
+        &self,
+        device: &Device,
+        params: &Tensor,
+        grads: &mut Tensor,
+        gain: Span,
+        dx: &mut Tensor,
+        dh: View,
+        x: &Tensor,
+        rstd: &Tensor,
+        store: Store,
+    ) {
         rms_norm::backward(
             device,
             dx.view_mut(),
-            grads.range_mut(spans.input_layernorm.range()),
-            dh.view(),
+            grads.range_mut(gain.range()),
+            dh,
             x.view(),
-            kept.rstd_attn.view(),
-            params.range(spans.input_layernorm.range()),
-            Store::Add,
+            rstd.view(),
+            params.range(gain.range()),
+            store,
         );
     }
 }
@@ -487,6 +621,8 @@ impl BlockScratch {
             dq: zeros(q_size),
             dk: zeros(kv_size),
             dqkv: zeros(q_size + 2 * kv_size),
+            dy: (config.architecture.norm_placement() == NormPlacement::After)
+                .then(|| zeros(config.hidden_size)),
             mlp: None,
             moe: None,
         }
@@ -498,14 +634,16 @@ impl BlockKept {
     /// (T, width), of experts (N, width) sorted by expert.
     pub fn activations(&self) -> Vec<(&'static str, &Tensor)> {
         let mut all = vec![
-            ("h_attn", &self.h_attn),
             ("qkv", &self.qkv),
             ("q", &self.q),
             ("k", &self.k),
             ("o", &self.o),
             ("x_mid", &self.x_mid),
-            ("h_mlp", &self.h_mlp),
         ];
+        all.extend(match &self.out {
+            None => [("h_attn", &self.h_attn), ("h_mlp", &self.h_mlp)],
+            Some(out) => [("attn_out", &out.attn), ("mlp_out", &out.mlp)],
+        });
         all.extend(match &self.feed_forward {
             FeedForwardKept::Dense(mlp) => mlp.activations(),
             FeedForwardKept::Sparse(moe) => moe.activations(),

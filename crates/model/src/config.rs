@@ -1,12 +1,24 @@
 //! `config.json`, with its keys as published.
 //!
-//! [`ModelConfig::from_json`] accepts the newer and the older layout of the `exaone_moe` family and
-//! refuses what would change the result without being supported. The normalised form has no options
-//! left: per-layer lists are always written out.
-//! Source of the keys: the published configuration of K-EXAONE-236B-A23B.
+//! [`ModelConfig::from_json`] (`config/read.rs`) accepts the newer and the older layouts of the family and
+//! refuses what would change the result without being supported. The normalised form has no options left
+//! that a default would fill: per-layer lists are always written out.
+//! [`ModelConfig::to_json`] (`config/write.rs`) is what this project writes and `transformers` reads.
+//!
+//! Four published architectures are the same network with other answers to a few questions:
+//!
+//! | | norms | norm of q and k | RoPE | experts |
+//! |---|---|---|---|---|
+//! | `exaone_moe` | before | yes | sliding layers | yes |
+//! | `exaone4` | after | yes | sliding layers; all, where none slides | no |
+//! | `exaone`, `llama` | before | no | all | no |
+//!
+//! Source of the keys: the published configurations of K-EXAONE-236B-A23B and of its siblings.
+
+mod read;
+mod write;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
 
 /// What keeps a configuration from being used.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +39,19 @@ pub enum ConfigError {
         /// What it may hold.
         expected: String,
     },
+    /// A key that this project does not know.
+    #[error(
+        "config.json: `{key}` ({got}) is not a key of {architecture} that is known here; it may change \
+         what the model computes. Remove it if you know that it does not"
+    )]
+    Unknown {
+        /// The key.
+        key: String,
+        /// What it holds.
+        got: String,
+        /// The `model_type`.
+        architecture: &'static str,
+    },
 }
 
 fn wrong(key: &str, got: impl ToString, expected: impl ToString) -> ConfigError {
@@ -37,14 +62,66 @@ fn wrong(key: &str, got: impl ToString, expected: impl ToString) -> ConfigError 
     }
 }
 
-/// How a layer attends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AttentionType {
-    /// The last `sliding_window` positions, with rotary embedding.
-    SlidingAttention,
-    /// All positions, without positional encoding.
-    FullAttention,
+/// A published architecture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Architecture {
+    /// K-EXAONE.
+    ExaoneMoe,
+    /// EXAONE 4.0, and the text part of 4.5.
+    Exaone4,
+    /// EXAONE 3.0, 3.5 and Deep: `llama` under other names.
+    Exaone,
+    /// Llama 2 and 3.
+    Llama,
+}
+
+impl Architecture {
+    /// The `model_type` of config.json.
+    pub fn model_type(self) -> &'static str {
+        match self {
+            Architecture::ExaoneMoe => "exaone_moe",
+            Architecture::Exaone4 => "exaone4",
+            Architecture::Exaone => "exaone",
+            Architecture::Llama => "llama",
+        }
+    }
+
+    /// Its class in `transformers`.
+    pub fn class(self) -> &'static str {
+        match self {
+            Architecture::ExaoneMoe => "ExaoneMoeForCausalLM",
+            Architecture::Exaone4 => "Exaone4ForCausalLM",
+            Architecture::Exaone => "ExaoneForCausalLM",
+            Architecture::Llama => "LlamaForCausalLM",
+        }
+    }
+
+    /// Where the two norms of a layer stand.
+    pub fn norm_placement(self) -> NormPlacement {
+        match self {
+            Architecture::Exaone4 => NormPlacement::After,
+            _ => NormPlacement::Before,
+        }
+    }
+
+    /// Whether each head's query and key are normed before they are rotated.
+    pub fn has_qk_norm(self) -> bool {
+        matches!(self, Architecture::ExaoneMoe | Architecture::Exaone4)
+    }
+
+    /// Whether layers may have a window, and layers without one no positions.
+    pub fn has_sliding_layers(self) -> bool {
+        self.has_qk_norm()
+    }
+}
+
+/// Where the two norms of a layer stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormPlacement {
+    /// On what attention and the feed-forward part read.
+    Before,
+    /// On what they add to the stream.
+    After,
 }
 
 /// What follows attention in a layer.
@@ -57,9 +134,24 @@ pub enum MlpType {
     Sparse,
 }
 
+/// Rotary frequencies stretched for texts longer than those of the first training: `rope_type` `llama3`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RopeScaling {
+    /// Long waves become this many times longer.
+    pub factor: f32,
+    /// A wave is long that turns fewer times than this within the original length.
+    pub low_freq_factor: f32,
+    /// A wave is short, and stays, that turns more often than this.
+    pub high_freq_factor: f32,
+    /// The original length.
+    pub original_max_position_embeddings: usize,
+}
+
 /// The architecture in numbers. Field names are the published keys.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
+    /// Which of the published architectures it is.
+    pub architecture: Architecture,
     /// V: rows of the embedding and of the head.
     pub vocab_size: usize,
     /// D: width of the residual stream.
@@ -78,12 +170,14 @@ pub struct ModelConfig {
     pub rms_norm_eps: f32,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
+    /// How the frequencies are stretched.
+    pub rope_scaling: Option<RopeScaling>,
+    /// Whether layers without a window have rotary positions; those with one always have.
+    pub full_attention_rope: bool,
     /// Longest sequence the model is meant for.
     pub max_position_embeddings: usize,
-    /// Keys a sliding layer sees, the query's own included.
-    pub sliding_window: usize,
-    /// One entry per layer.
-    pub layer_types: Vec<AttentionType>,
+    /// One entry per layer: the keys that a query sees, its own included; `None` sees all before it.
+    pub sliding_windows: Vec<Option<usize>>,
     /// One entry per layer.
     pub mlp_layer_types: Vec<MlpType>,
     /// E.
@@ -98,14 +192,18 @@ pub struct ModelConfig {
     pub norm_topk_prob: bool,
     /// Factor on the chosen experts' weights.
     pub routed_scaling_factor: f32,
+    /// Whether the embedding is the head too.
+    pub tie_word_embeddings: bool,
     /// 0 or 1 multi-token-prediction layers.
     pub num_nextn_predict_layers: usize,
+    /// The window of that layer.
+    pub mtp_sliding_window: Option<usize>,
     /// Standard deviation of initial weights.
     pub initializer_range: f32,
     /// Token ids; `None` where the file has none.
     pub bos_token_id: Option<u32>,
-    /// Ends an answer.
-    pub eos_token_id: Option<u32>,
+    /// What ends an answer: none, one or several.
+    pub eos_token_id: Vec<u32>,
     /// Fills a batch.
     pub pad_token_id: Option<u32>,
     /// Type in which this project multiplied when it trained the model; its own key in the file.
@@ -122,206 +220,7 @@ pub enum Compute {
     Bf16,
 }
 
-struct Keys<'a>(&'a Map<String, Value>);
-
-impl Keys<'_> {
-    fn get(&self, key: &str) -> Option<&Value> {
-        self.0.get(key).filter(|v| !v.is_null())
-    }
-    fn usize_or(&self, key: &'static str, default: Option<usize>) -> Result<usize, ConfigError> {
-        match (self.get(key), default) {
-            (Some(v), _) => v
-                .as_u64()
-                .filter(|&n| n < 1 << 40)
-                .map(|n| n as usize)
-                .ok_or_else(|| wrong(key, v, "a whole number")),
-            (None, Some(default)) => Ok(default),
-            (None, None) => Err(ConfigError::Missing(key)),
-        }
-    }
-    fn usize(&self, key: &'static str) -> Result<usize, ConfigError> {
-        self.usize_or(key, None)
-    }
-    fn f64_or(&self, key: &'static str, default: f64) -> Result<f64, ConfigError> {
-        self.get(key).map_or(Ok(default), |v| {
-            v.as_f64().ok_or_else(|| wrong(key, v, "a number"))
-        })
-    }
-    fn bool_or(&self, key: &'static str, default: bool) -> Result<bool, ConfigError> {
-        self.get(key).map_or(Ok(default), |v| {
-            v.as_bool().ok_or_else(|| wrong(key, v, "true or false"))
-        })
-    }
-    fn id(&self, key: &'static str) -> Result<Option<u32>, ConfigError> {
-        Ok(match self.get(key) {
-            None => None,
-            Some(v) => Some(
-                v.as_u64()
-                    .and_then(|n| u32::try_from(n).ok())
-                    .ok_or_else(|| wrong(key, v, "a token id"))?,
-            ),
-        })
-    }
-    fn list<T: for<'d> Deserialize<'d>>(
-        &self,
-        key: &'static str,
-        expected: &str,
-    ) -> Result<Option<Vec<T>>, ConfigError> {
-        self.get(key)
-            .map(|v| serde_json::from_value(v.clone()).map_err(|_| wrong(key, v, expected)))
-            .transpose()
-    }
-    /// Refuses a key whose value would change the result in a way that is not supported.
-    fn only(&self, key: &'static str, allowed: &[Value]) -> Result<(), ConfigError> {
-        match self.get(key) {
-            Some(v) if !allowed.contains(v) => {
-                let list: Vec<String> = allowed.iter().map(Value::to_string).collect();
-                Err(wrong(
-                    key,
-                    v,
-                    format!("{} (others are not supported)", list.join(" or ")),
-                ))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
 impl ModelConfig {
-    /// Reads and checks a `config.json`.
-    ///
-    /// # Errors
-    /// A missing key, a value out of range, or a feature that is not supported; the key is named.
-    pub fn from_json(text: &str) -> Result<ModelConfig, ConfigError> {
-        let value: Value = serde_json::from_str(text)?;
-        let map = value
-            .as_object()
-            .ok_or_else(|| wrong("(root)", &value, "an object"))?;
-        let keys = Keys(map);
-        match keys.get("model_type").and_then(Value::as_str) {
-            Some("exaone_moe") => {}
-            other => {
-                return Err(wrong(
-                    "model_type",
-                    other.unwrap_or("absent"),
-                    "\"exaone_moe\"",
-                ));
-            }
-        }
-        keys.only("hidden_act", &[json!("silu")])?;
-        keys.only("scoring_func", &[json!("sigmoid")])?;
-        keys.only("n_group", &[json!(1)])?;
-        keys.only("topk_group", &[json!(1)])?;
-        keys.only("tie_word_embeddings", &[json!(false)])?;
-        keys.only("attention_bias", &[json!(false)])?;
-        keys.only("mtp_layer_types", &[json!(["full_attention"]), json!([])])?;
-        keys.only("swiglu_limits", &[])?;
-        keys.only("rope_scaling", &[])?;
-        let rope = keys.get("rope_parameters").and_then(Value::as_object);
-        if let Some(rope) = rope {
-            Keys(rope).only("rope_type", &[json!("default")])?;
-        }
-        let rope_theta = match rope {
-            Some(rope) => Keys(rope).f64_or("rope_theta", 1e6)?,
-            None => keys.f64_or("rope_theta", 1e6)?,
-        };
-        let num_hidden_layers = keys.usize("num_hidden_layers")?;
-        if num_hidden_layers == 0 || num_hidden_layers > 10_000 {
-            return Err(wrong("num_hidden_layers", num_hidden_layers, "1 to 10000"));
-        }
-        let hidden_size = keys.usize("hidden_size")?;
-        let num_attention_heads = keys.usize("num_attention_heads")?;
-        let sliding_window = keys.usize_or("sliding_window", Some(0))?;
-        let layer_types = match keys.list("layer_types", "a list of attention types")? {
-            Some(list) => list,
-            None => {
-                let pattern = match keys.get("sliding_window_pattern") {
-                    Some(Value::Number(n)) => n.as_u64().unwrap_or(4).max(1) as usize,
-                    Some(Value::String(s)) => s.len().max(1),
-                    _ => 4,
-                };
-                (0..num_hidden_layers)
-                    .map(|l| match (l + 1) % pattern {
-                        0 => AttentionType::FullAttention,
-                        _ => AttentionType::SlidingAttention,
-                    })
-                    .collect()
-            }
-        };
-        if let Some(windows) = keys.list::<usize>("sliding_windows", "a list of numbers")? {
-            let agrees = windows.len() == layer_types.len()
-                && windows.iter().zip(&layer_types).all(|(&w, t)| match t {
-                    AttentionType::SlidingAttention => w == sliding_window,
-                    AttentionType::FullAttention => w == 0,
-                });
-            if !agrees {
-                return Err(wrong(
-                    "sliding_windows",
-                    json!(windows),
-                    "sliding_window on sliding layers and 0 on the others (per-layer windows are not supported)",
-                ));
-            }
-        }
-        let num_experts = keys.usize_or("num_experts", Some(0))?;
-        let mlp_layer_types =
-            match keys.list("mlp_layer_types", "a list of \"dense\" or \"sparse\"")? {
-                Some(list) => list,
-                None => {
-                    let older = keys.usize_or("first_last_k_dense_replace", Some(1))?;
-                    let dense = keys.usize_or("first_k_dense_replace", Some(older))?;
-                    (0..num_hidden_layers)
-                        .map(|l| {
-                            if l < dense || num_experts == 0 {
-                                MlpType::Dense
-                            } else {
-                                MlpType::Sparse
-                            }
-                        })
-                        .collect()
-                }
-            };
-        let config = ModelConfig {
-            vocab_size: keys.usize("vocab_size")?,
-            hidden_size,
-            intermediate_size: keys.usize("intermediate_size")?,
-            num_hidden_layers,
-            num_attention_heads,
-            num_key_value_heads: keys.usize_or("num_key_value_heads", Some(num_attention_heads))?,
-            head_dim: keys.usize_or("head_dim", Some(hidden_size / num_attention_heads.max(1)))?,
-            rms_norm_eps: keys.f64_or("rms_norm_eps", 1e-5)? as f32,
-            rope_theta,
-            max_position_embeddings: keys.usize_or("max_position_embeddings", Some(4096))?,
-            sliding_window,
-            layer_types,
-            mlp_layer_types,
-            num_experts,
-            num_experts_per_tok: keys.usize_or("num_experts_per_tok", Some(0))?,
-            moe_intermediate_size: keys.usize_or("moe_intermediate_size", Some(0))?,
-            num_shared_experts: keys.usize_or("num_shared_experts", Some(1))?,
-            norm_topk_prob: keys.bool_or("norm_topk_prob", true)?,
-            routed_scaling_factor: keys.f64_or("routed_scaling_factor", 1.0)? as f32,
-            num_nextn_predict_layers: keys.usize_or("num_nextn_predict_layers", Some(0))?,
-            initializer_range: keys.f64_or("initializer_range", 0.02)? as f32,
-            bos_token_id: keys.id("bos_token_id")?,
-            eos_token_id: keys.id("eos_token_id")?,
-            pad_token_id: keys.id("pad_token_id")?,
-            compute: match keys.get("compute") {
-                None => match keys
-                    .get("dtype")
-                    .or(keys.get("torch_dtype"))
-                    .and_then(Value::as_str)
-                {
-                    Some("bfloat16") => Compute::Bf16,
-                    _ => Compute::F32,
-                },
-                Some(v) => serde_json::from_value(v.clone())
-                    .map_err(|_| wrong("compute", v, "\"f32\" or \"bf16\""))?,
-            },
-        };
-        config.validate()?;
-        Ok(config)
-    }
-
     /// Checks that the sizes fit together.
     ///
     /// # Errors
@@ -342,20 +241,18 @@ impl ModelConfig {
             }
         }
         if self.num_attention_heads % self.num_key_value_heads != 0 {
+            let heads = self.num_attention_heads;
             return Err(wrong(
                 "num_key_value_heads",
                 self.num_key_value_heads,
-                format!(
-                    "a divisor of num_attention_heads ({})",
-                    self.num_attention_heads
-                ),
+                format!("a divisor of num_attention_heads ({heads})"),
             ));
         }
         if self.head_dim % 2 != 0 {
             return Err(wrong("head_dim", self.head_dim, "an even number"));
         }
         let lists = [
-            ("layer_types", self.layer_types.len()),
+            ("layer_types", self.sliding_windows.len()),
             ("mlp_layer_types", self.mlp_layer_types.len()),
         ];
         for (key, len) in lists {
@@ -367,7 +264,31 @@ impl ModelConfig {
                 ));
             }
         }
-        if self.layer_types.contains(&AttentionType::SlidingAttention) && self.sliding_window == 0 {
+        let slides = self.sliding_windows.iter().any(Option::is_some);
+        let (may_slide, is_moe) = (
+            self.architecture.has_sliding_layers(),
+            self.architecture == Architecture::ExaoneMoe,
+        );
+        if slides && (!may_slide || self.full_attention_rope) {
+            let expected = "no sliding layers in a model whose other layers have positions";
+            return Err(wrong("layer_types", "sliding_attention", expected));
+        }
+        if !may_slide && !self.full_attention_rope {
+            let expected = format!(
+                "positions in every layer of {}",
+                self.architecture.model_type()
+            );
+            return Err(wrong("sliding_window", "given", expected));
+        }
+        if !is_moe && self.mlp_layer_types.contains(&MlpType::Sparse) {
+            let expected = format!("only \"dense\" in {}", self.architecture.model_type());
+            return Err(wrong("mlp_layer_types", "\"sparse\"", expected));
+        }
+        let windows = self
+            .sliding_windows
+            .iter()
+            .chain([&self.mtp_sliding_window]);
+        if windows.flatten().any(|&window| window == 0) {
             return Err(wrong(
                 "sliding_window",
                 0,
@@ -398,84 +319,36 @@ impl ModelConfig {
                 "0 or 1",
             ));
         }
-        if self.rms_norm_eps.is_nan() || self.rms_norm_eps <= 0.0 {
-            return Err(wrong(
-                "rms_norm_eps",
-                self.rms_norm_eps,
-                "a positive number",
-            ));
-        }
-        if self.rope_theta.is_nan() || self.rope_theta <= 0.0 {
-            return Err(wrong("rope_theta", self.rope_theta, "a positive number"));
+        let scaling = self.rope_scaling;
+        let positive = [
+            ("rms_norm_eps", f64::from(self.rms_norm_eps)),
+            ("rope_theta", self.rope_theta),
+            ("factor", scaling.map_or(1.0, |s| f64::from(s.factor))),
+            (
+                "high_freq_factor - low_freq_factor",
+                scaling.map_or(1.0, |s| f64::from(s.high_freq_factor - s.low_freq_factor)),
+            ),
+            (
+                "original_max_position_embeddings",
+                scaling.map_or(1.0, |s| s.original_max_position_embeddings as f64),
+            ),
+        ];
+        for (key, value) in positive {
+            if !value.is_finite() || value <= 0.0 {
+                return Err(wrong(key, value, "a positive number"));
+            }
         }
         Ok(())
     }
 
-    /// The file as this project writes it and `transformers` reads it.
-    pub fn to_json(&self) -> Value {
-        let is_moe: Vec<bool> = self
-            .mlp_layer_types
-            .iter()
-            .map(|t| *t == MlpType::Sparse)
-            .collect();
-        let windows: Vec<usize> = self
-            .layer_types
-            .iter()
-            .map(|t| match t {
-                AttentionType::SlidingAttention => self.sliding_window,
-                AttentionType::FullAttention => 0,
-            })
-            .collect();
-        let mtp = self.num_nextn_predict_layers;
-        json!({
-            "architectures": ["ExaoneMoeForCausalLM"],
-            "model_type": "exaone_moe",
-            "vocab_size": self.vocab_size,
-            "hidden_size": self.hidden_size,
-            "intermediate_size": self.intermediate_size,
-            "num_hidden_layers": self.num_hidden_layers,
-            "num_attention_heads": self.num_attention_heads,
-            "num_key_value_heads": self.num_key_value_heads,
-            "head_dim": self.head_dim,
-            "hidden_act": "silu",
-            "rms_norm_eps": shortest(self.rms_norm_eps),
-            "attention_dropout": 0.0,
-            "initializer_range": shortest(self.initializer_range),
-            "tie_word_embeddings": false,
-            "max_position_embeddings": self.max_position_embeddings,
-            "rope_parameters": { "rope_theta": self.rope_theta, "rope_type": "default" },
-            "sliding_window": self.sliding_window,
-            "sliding_window_pattern": 4,
-            "layer_types": self.layer_types,
-            "sliding_windows": windows,
-            "first_k_dense_replace":
-                self.mlp_layer_types.iter().take_while(|t| **t == MlpType::Dense).count(),
-            "mlp_layer_types": self.mlp_layer_types,
-            "is_moe_layer": is_moe,
-            "num_experts": self.num_experts,
-            "num_experts_per_tok": self.num_experts_per_tok,
-            "moe_intermediate_size": self.moe_intermediate_size,
-            "num_shared_experts": self.num_shared_experts,
-            "scoring_func": "sigmoid",
-            "norm_topk_prob": self.norm_topk_prob,
-            "routed_scaling_factor": shortest(self.routed_scaling_factor),
-            "n_group": 1,
-            "topk_group": 1,
-            "num_nextn_predict_layers": mtp,
-            "mtp_layer_types": vec!["full_attention"; mtp],
-            "mtp_sliding_windows": vec![0; mtp],
-            "bos_token_id": self.bos_token_id,
-            "eos_token_id": self.eos_token_id,
-            "pad_token_id": self.pad_token_id,
-            "dtype": "float32",
-            "use_cache": true,
-            "compute": self.compute,
-        })
-    }
-
     /// The window of a layer: `None` sees everything before it.
     pub fn window(&self, layer: usize) -> Option<usize> {
-        (self.layer_types[layer] == AttentionType::SlidingAttention).then_some(self.sliding_window)
+        self.sliding_windows[layer]
+    }
+
+    /// Whether a layer of that window has rotary positions.
+    pub fn has_rope(&self, window: Option<usize>) -> bool {
+        window.is_some() || self.full_attention_rope
     }
 
     /// H * K, the width of the queries.
@@ -494,75 +367,30 @@ impl ModelConfig {
     }
 
     /// Inverse frequencies of the rotary embedding, (K/2), rounded to f32 as the published code does.
+    ///
+    /// Scaled, the frequency of a wave that turns s times within the original length goes over from
+    /// divided by `factor` (s at most `low_freq_factor`) to itself (at least `high_freq_factor`).
+    /// Source: Llama 3.1 as released.
     pub fn inv_freq(&self) -> Vec<f32> {
         let d = self.head_dim as f32;
-        (0..self.head_dim / 2)
-            .map(|i| 1.0 / (self.rope_theta as f32).powf((2 * i) as f32 / d))
-            .collect()
-    }
-}
-
-/// The f64 whose shortest decimal is that of the f32, so that 1e-5 is written as 1e-5.
-fn shortest(x: f32) -> f64 {
-    x.to_string().parse().unwrap_or(f64::from(x))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn minimal() -> Value {
-        json!({
-            "model_type": "exaone_moe", "vocab_size": 32, "hidden_size": 8, "intermediate_size": 16,
-            "num_hidden_layers": 4, "num_attention_heads": 2, "num_key_value_heads": 1,
-            "head_dim": 4, "sliding_window": 4, "num_experts": 4, "num_experts_per_tok": 2,
-            "moe_intermediate_size": 4, "rms_norm_eps": 1e-5
-        })
-    }
-
-    #[test]
-    fn lists_follow_from_the_pattern_when_absent() {
-        let config = ModelConfig::from_json(&minimal().to_string()).unwrap();
-        use AttentionType::{FullAttention as G, SlidingAttention as L};
-        assert_eq!(config.layer_types, [L, L, L, G]);
-        assert_eq!(config.mlp_layer_types[0], MlpType::Dense);
-        assert_eq!(config.mlp_layer_types[1], MlpType::Sparse);
-    }
-
-    #[test]
-    fn what_is_written_reads_back_equal() {
-        let config = ModelConfig::from_json(&minimal().to_string()).unwrap();
-        let again = ModelConfig::from_json(&config.to_json().to_string()).unwrap();
-        assert_eq!(config, again);
-    }
-
-    #[test]
-    fn an_unsupported_value_is_named() {
-        for (key, value) in [
-            ("hidden_act", json!("gelu")),
-            ("n_group", json!(4)),
-            ("tie_word_embeddings", json!(true)),
-            (
-                "rope_parameters",
-                json!({"rope_type": "yarn", "rope_theta": 1e6}),
-            ),
-            ("sliding_windows", json!([4, 4, 8, 0])),
-            ("num_key_value_heads", json!(3)),
-            ("num_experts_per_tok", json!(9)),
-            ("vocab_size", json!(-1)),
-            ("layer_types", json!(["full_attention"])),
-        ] {
-            let mut config = minimal();
-            config[key] = value;
-            let error = ModelConfig::from_json(&config.to_string())
-                .unwrap_err()
-                .to_string();
-            let name = if key == "rope_parameters" {
-                "rope_type"
-            } else {
-                key
+        let scaled = |plain: f32| {
+            let Some(s) = self.rope_scaling else {
+                return plain;
             };
-            assert!(error.contains(name), "{error}");
-        }
+            let original = s.original_max_position_embeddings as f32;
+            let wavelength = std::f32::consts::TAU / plain;
+            if wavelength > original / s.low_freq_factor {
+                plain / s.factor
+            } else if wavelength < original / s.high_freq_factor {
+                plain
+            } else {
+                let turns = original / wavelength;
+                let share = (turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor);
+                (1.0 - share) * plain / s.factor + share * plain
+            }
+        };
+        (0..self.head_dim / 2)
+            .map(|i| scaled(1.0 / (self.rope_theta as f32).powf((2 * i) as f32 / d)))
+            .collect()
     }
 }

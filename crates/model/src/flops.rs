@@ -40,7 +40,7 @@ pub fn count(config: &ModelConfig, layout: &Layout, seq_len: usize, with_mtp: bo
     }
     if with_mtp && config.num_nextn_predict_layers == 1 {
         active += 2 * d * d + attention + dense + d * config.vocab_size;
-        keys += mean_keys(None);
+        keys += mean_keys(config.mtp_sliding_window);
     }
     Counts {
         parameters: layout.len,

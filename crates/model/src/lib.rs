@@ -1,7 +1,7 @@
-//! The K-EXAONE architecture: configuration, weights, forward and hand-written backward.
+//! The EXAONE family of architectures: configuration, weights, forward and hand-written backward.
 //!
-//! Reading order: [`config`], [`weights`] (which tensors there are and where they lie), [`init`],
-//! [`linear`], [`mlp`], [`moe`], [`block`] (one decoder layer), [`transformer`] (the whole model in training),
+//! Reading order: [`config`], [`weights`] (which tensors there are and where they lie), [`names`] (what
+//! they are called on disk), [`init`], [`linear`], [`mlp`], [`moe`], [`block`] (one decoder layer), [`transformer`] (the whole model in training),
 //! [`decode`] (the same in serving), [`flops`].
 //!
 //! The model does no IO, reads no clock, no environment and no text. What it computes is defined by
@@ -18,6 +18,7 @@ pub mod init;
 pub mod linear;
 pub mod mlp;
 pub mod moe;
+pub mod names;
 pub mod transformer;
 pub mod weights;
 

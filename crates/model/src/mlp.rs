@@ -80,13 +80,14 @@ impl Mlp {
         self.width
     }
 
-    /// x (T, D) += mlp(h (T, D)), for the first `t` rows.
+    /// y (T, D) = or += mlp(h (T, D)), for the first `t` rows.
     pub fn forward(
         &self,
         device: &Device,
-        x: &mut Tensor,
+        y: &mut Tensor,
         h: &Tensor,
         t: usize,
+        store: Store,
         kept: &mut MlpKept,
     ) {
         self.gate_up.forward(
@@ -102,7 +103,7 @@ impl Mlp {
             self.width,
         );
         self.down
-            .forward(device, x.rows_mut(t), kept.act.rows(t), Store::Add);
+            .forward(device, y.rows_mut(t), kept.act.rows(t), store);
     }
 
     /// dx (T, D), the gradient of the output -> dh (T, D), overwritten.

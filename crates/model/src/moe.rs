@@ -159,14 +159,15 @@ impl Moe {
         }
     }
 
-    /// x (T, D) += moe(h (T, D)), for the first `t` rows.
+    /// y (T, D) = or += moe(h (T, D)), for the first `t` rows.
     pub fn forward(
         &self,
         device: &Device,
         params: &Tensor,
-        x: &mut Tensor,
+        y: &mut Tensor,
         h: &Tensor,
         t: usize,
+        store: Store,
         kept: &mut MoeKept,
     ) {
         let n = t * self.shape.num_experts_per_tok;
@@ -216,14 +217,16 @@ impl Moe {
         );
         moe_permute::combine(
             device,
-            x.rows_mut(t),
+            y.rows_mut(t),
             kept.out.rows(n),
             kept.pos.rows(t),
             kept.topk_weights.rows(t),
             self.hidden_size,
-            Store::Add,
+            store,
         );
-        self.shared.forward(device, x, h, t, &mut kept.shared);
+        let store = Store::Add;
+        self.shared
+            .forward(device, y, h, t, store, &mut kept.shared);
     }
 
     /// The balance loss of the last forward pass over all rows of `kept`; 0 with `alpha` 0.

@@ -212,7 +212,13 @@ impl Transformer {
         let mtp = layout.mtp.map(|spans| Mtp {
             spans,
             fc: Linear::new(device, compute, spans.fc, config.hidden_size, trains),
-            block: Block::new(device, &config, spans.block, None, trains),
+            block: Block::new(
+                device,
+                &config,
+                spans.block,
+                config.mtp_sliding_window,
+                trains,
+            ),
         });
         let mut tensor = Tensor::zeros(device, &[layout.len]);
         tensor.write(params);

@@ -3,11 +3,11 @@
 //! All parameters live in one flat f32 array, gradients and optimizer moments in others of the same
 //! layout. [`Layout`] lists the checkpoint's tensors in the order in which they lie there; tensors that
 //! one matrix product uses together (q, k, v; gate and up; the experts of a layer) are neighbours, so
-//! that a fused matrix is a [`Span`] over several of them. This file alone knows on-disk names.
-//!
-//! Names: those of the published checkpoint (one tensor per expert and projection).
+//! that a fused matrix is a [`Span`] over several of them. What they are called on disk is in
+//! [`crate::names`].
 
 use crate::config::{MlpType, ModelConfig};
+use crate::names::{self, LayerPart, Part, Projection};
 use std::ops::Range;
 
 /// A contiguous range of the flat parameter array.
@@ -42,14 +42,26 @@ pub enum Role {
 /// One tensor of the checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorSpec {
-    /// Its name on disk.
+    /// Its name in the Hugging Face layout.
     pub name: String,
+    /// What it does.
+    pub part: Part,
     /// Rows and columns, or one length.
     pub shape: Vec<usize>,
     /// Where it lies.
     pub span: Span,
     /// How it is treated.
     pub role: Role,
+}
+
+impl TensorSpec {
+    /// Elements of a row: of a matrix its columns, of anything else all.
+    pub fn width(&self) -> usize {
+        match self.shape.as_slice() {
+            &[_, cols] => cols,
+            _ => self.span.len,
+        }
+    }
 }
 
 /// Attention weights of a layer.
@@ -59,10 +71,8 @@ pub struct AttentionSpans {
     pub qkv_proj: Span,
     /// (D, H*K).
     pub o_proj: Span,
-    /// (K).
-    pub q_norm: Span,
-    /// (K).
-    pub k_norm: Span,
+    /// Gains of queries and keys, (K) each, where the architecture norms them.
+    pub qk_norm: Option<[Span; 2]>,
 }
 
 /// A SwiGLU.
@@ -95,12 +105,12 @@ pub enum MlpSpans {
 /// One decoder layer.
 #[derive(Clone, Copy, Debug)]
 pub struct BlockSpans {
-    /// (D), before attention.
-    pub input_layernorm: Span,
+    /// (D), before attention or after it.
+    pub attention_norm: Span,
     /// Attention.
     pub attention: AttentionSpans,
-    /// (D), before the feed-forward part, despite its published name.
-    pub post_attention_layernorm: Span,
+    /// (D), before the feed-forward part or after it.
+    pub mlp_norm: Span,
     /// Feed-forward part.
     pub mlp: MlpSpans,
 }
@@ -131,7 +141,7 @@ pub struct Layout {
     pub layers: Vec<BlockSpans>,
     /// (D).
     pub norm: Span,
-    /// (V, D).
+    /// (V, D); where they are tied, the span of the embedding.
     pub lm_head: Span,
     /// The multi-token-prediction layer, where there is one.
     pub mtp: Option<MtpSpans>,
@@ -139,20 +149,23 @@ pub struct Layout {
     pub len: usize,
 }
 
-struct Builder {
+struct Builder<'a> {
+    config: &'a ModelConfig,
     tensors: Vec<TensorSpec>,
     len: usize,
 }
 
-impl Builder {
-    fn add(&mut self, name: String, shape: &[usize], role: Role) -> Span {
+impl Builder<'_> {
+    fn add(&mut self, part: Part, shape: &[usize], role: Role) -> Span {
         let span = Span {
             start: self.len,
             len: shape.iter().product(),
         };
         self.len += span.len;
+        let written = names::hugging_face(self.config, part, shape).swap_remove(0);
         self.tensors.push(TensorSpec {
-            name,
+            name: written.name,
+            part,
             shape: shape.to_vec(),
             span,
             role,
@@ -160,84 +173,84 @@ impl Builder {
         span
     }
 
-    fn gain(&mut self, name: String, d: usize) -> Span {
-        self.add(name, &[d], Role::Gain)
+    fn gain(&mut self, part: Part, d: usize) -> Span {
+        self.add(part, &[d], Role::Gain)
     }
 
-    fn matrix(&mut self, name: String, rows: usize, cols: usize) -> Span {
-        self.add(name, &[rows, cols], Role::Matrix)
+    fn matrix(&mut self, part: Part, rows: usize, cols: usize) -> Span {
+        self.add(part, &[rows, cols], Role::Matrix)
     }
 
-    fn swiglu(&mut self, prefix: &str, f: usize, d: usize) -> SwigluSpans {
-        let gate = self.matrix(format!("{prefix}.gate_proj.weight"), f, d);
-        let up = self.matrix(format!("{prefix}.up_proj.weight"), f, d);
-        let down_proj = self.matrix(format!("{prefix}.down_proj.weight"), d, f);
+    /// A SwiGLU whose matrices are called as `of` says.
+    fn swiglu(&mut self, of: impl Fn(Projection) -> Part, f: usize) -> SwigluSpans {
+        let d = self.config.hidden_size;
+        let gate = self.matrix(of(Projection::Gate), f, d);
+        let up = self.matrix(of(Projection::Up), f, d);
         SwigluSpans {
             gate_up_proj: join(gate, up),
-            down_proj,
+            down_proj: self.matrix(of(Projection::Down), d, f),
         }
     }
 
-    fn experts(&mut self, prefix: &str, e: usize, f: usize, d: usize) -> SwigluSpans {
-        let first = self.len;
-        for i in 0..e {
-            self.matrix(format!("{prefix}.{i}.gate_proj.weight"), f, d);
-            self.matrix(format!("{prefix}.{i}.up_proj.weight"), f, d);
-        }
-        let gate_up_proj = Span {
-            start: first,
-            len: self.len - first,
+    fn experts(&mut self, of: impl Fn(usize, Projection) -> Part) -> SwigluSpans {
+        let (d, f) = (self.config.hidden_size, self.config.moe_intermediate_size);
+        let since = |b: &Self, start: usize| Span {
+            start,
+            len: b.len - start,
         };
         let first = self.len;
-        for i in 0..e {
-            self.matrix(format!("{prefix}.{i}.down_proj.weight"), d, f);
+        for e in 0..self.config.num_experts {
+            self.matrix(of(e, Projection::Gate), f, d);
+            self.matrix(of(e, Projection::Up), f, d);
+        }
+        let gate_up_proj = since(self, first);
+        let first = self.len;
+        for e in 0..self.config.num_experts {
+            self.matrix(of(e, Projection::Down), d, f);
         }
         SwigluSpans {
             gate_up_proj,
-            down_proj: Span {
-                start: first,
-                len: self.len - first,
-            },
+            down_proj: since(self, first),
         }
     }
 
-    fn block(&mut self, prefix: &str, config: &ModelConfig, mlp: MlpType) -> BlockSpans {
+    fn block(&mut self, of: impl Fn(LayerPart) -> Part, mlp: MlpType) -> BlockSpans {
+        let config = self.config;
         let (d, k) = (config.hidden_size, config.head_dim);
         let (q_size, kv_size) = (config.q_size(), config.kv_size());
-        let input_layernorm = self.gain(format!("{prefix}.input_layernorm.weight"), d);
-        let attn = format!("{prefix}.self_attn");
-        let q = self.matrix(format!("{attn}.q_proj.weight"), q_size, d);
-        let keys = self.matrix(format!("{attn}.k_proj.weight"), kv_size, d);
-        let values = self.matrix(format!("{attn}.v_proj.weight"), kv_size, d);
+        let attention_norm = self.gain(of(LayerPart::AttentionNorm), d);
+        let q = self.matrix(of(LayerPart::Q), q_size, d);
+        let keys = self.matrix(of(LayerPart::K), kv_size, d);
+        let values = self.matrix(of(LayerPart::V), kv_size, d);
+        let o_proj = self.matrix(of(LayerPart::O), d, q_size);
         let attention = AttentionSpans {
             qkv_proj: join(join(q, keys), values),
-            o_proj: self.matrix(format!("{attn}.o_proj.weight"), d, q_size),
-            q_norm: self.gain(format!("{attn}.q_norm.weight"), k),
-            k_norm: self.gain(format!("{attn}.k_norm.weight"), k),
+            o_proj,
+            qk_norm: config
+                .architecture
+                .has_qk_norm()
+                .then(|| [LayerPart::QNorm, LayerPart::KNorm].map(|part| self.gain(of(part), k))),
         };
-        let post_attention_layernorm =
-            self.gain(format!("{prefix}.post_attention_layernorm.weight"), d);
-        let base = format!("{prefix}.mlp");
+        let mlp_norm = self.gain(of(LayerPart::MlpNorm), d);
         let mlp = match mlp {
-            MlpType::Dense => MlpSpans::Dense(self.swiglu(&base, config.intermediate_size, d)),
+            MlpType::Dense => {
+                let f = config.intermediate_size;
+                MlpSpans::Dense(self.swiglu(|p| of(LayerPart::Mlp(p)), f))
+            }
             MlpType::Sparse => {
-                let (e, f) = (config.num_experts, config.moe_intermediate_size);
+                let e = config.num_experts;
                 MlpSpans::Sparse {
-                    router: self.matrix(format!("{base}.gate.weight"), e, d),
-                    router_bias: self.add(
-                        format!("{base}.e_score_correction_bias"),
-                        &[e],
-                        Role::RouterBias,
-                    ),
-                    experts: self.experts(&format!("{base}.experts"), e, f, d),
-                    shared: self.swiglu(&format!("{base}.shared_experts"), config.shared_size(), d),
+                    router: self.matrix(of(LayerPart::Router), e, d),
+                    router_bias: self.add(of(LayerPart::RouterBias), &[e], Role::RouterBias),
+                    experts: self.experts(|e, p| of(LayerPart::Expert(e, p))),
+                    shared: self.swiglu(|p| of(LayerPart::Shared(p)), config.shared_size()),
                 }
             }
         };
         BlockSpans {
-            input_layernorm,
+            attention_norm,
             attention,
-            post_attention_layernorm,
+            mlp_norm,
             mlp,
         }
     }
@@ -256,27 +269,25 @@ impl Layout {
     pub fn new(config: &ModelConfig) -> Layout {
         let (v, d) = (config.vocab_size, config.hidden_size);
         let mut b = Builder {
+            config,
             tensors: Vec::new(),
             len: 0,
         };
-        let embed_tokens = b.add("model.embed_tokens.weight".into(), &[v, d], Role::Embedding);
+        let embed_tokens = b.add(Part::EmbedTokens, &[v, d], Role::Embedding);
         let layers = (0..config.num_hidden_layers)
-            .map(|l| {
-                b.block(
-                    &format!("model.layers.{l}"),
-                    config,
-                    config.mlp_layer_types[l],
-                )
-            })
+            .map(|l| b.block(|part| Part::Layer(l, part), config.mlp_layer_types[l]))
             .collect();
-        let norm = b.gain("model.norm.weight".into(), d);
-        let lm_head = b.add("lm_head.weight".into(), &[v, d], Role::Embedding);
+        let norm = b.gain(Part::Norm, d);
+        let lm_head = match config.tie_word_embeddings {
+            true => embed_tokens,
+            false => b.add(Part::LmHead, &[v, d], Role::Embedding),
+        };
         let mtp = (config.num_nextn_predict_layers == 1).then(|| MtpSpans {
-            fc: b.matrix("mtp.fc.weight".into(), d, 2 * d),
-            pre_fc_norm_embedding: b.gain("mtp.pre_fc_norm_embedding.weight".into(), d),
-            pre_fc_norm_hidden: b.gain("mtp.pre_fc_norm_hidden.weight".into(), d),
-            block: b.block("mtp.layers.0", config, MlpType::Dense),
-            norm: b.gain("mtp.norm.weight".into(), d),
+            fc: b.matrix(Part::MtpFc, d, 2 * d),
+            pre_fc_norm_embedding: b.gain(Part::MtpNormEmbedding, d),
+            pre_fc_norm_hidden: b.gain(Part::MtpNormHidden, d),
+            block: b.block(Part::MtpLayer, MlpType::Dense),
+            norm: b.gain(Part::MtpNorm, d),
         });
         Layout {
             tensors: b.tensors,

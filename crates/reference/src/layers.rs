@@ -4,13 +4,14 @@
 //! output, adds the gradients of its weights to `grads`, and gives the gradient of its input. `at` is
 //! the common beginning of the names, such as `model.layers.3.self_attn`.
 //!
-//! block   x' = x + attention(norm(x))    x'' = x' + mlp(norm(x'))
+//! block   x' = x + attention(norm(x))    x'' = x' + mlp(norm(x'))      norms before
+//!         x' = x + norm(attention(x))    x'' = x' + norm(mlp(x'))      norms after
 //!
 //! Every function is for one sequence; row t of an array is its token t.
 
 use crate::loss::balance_loss_backward;
 use crate::ops::{self, HeadShape, RouterShape, Routing, add_scaled, dot};
-use crate::{Config, LayerType, MlpLayerType, Tensor, Tensors};
+use crate::{Config, MlpLayerType, NormPlacement, Tensor, Tensors};
 
 /// A tensor that has to be there.
 pub fn tensor<'a>(weights: &'a Tensors, name: &str) -> &'a Tensor {
@@ -94,17 +95,13 @@ fn head_shape(cfg: &Config) -> HeadShape {
     }
 }
 
-/// A sliding layer has a window and rotary positions; a full one has neither.
-fn window_of(cfg: &Config, layer_type: LayerType) -> Option<usize> {
-    (layer_type == LayerType::SlidingAttention).then_some(cfg.sliding_window)
-}
-
-/// Positions of the tokens, and the frequencies, of a layer that rotates.
-fn rotation(cfg: &Config, tokens: usize) -> (Vec<u32>, Vec<f32>) {
-    (
-        (0..tokens as u32).collect(),
-        ops::rope_frequencies(cfg.rope_theta, cfg.head_dim),
-    )
+/// Positions of the tokens, and the frequencies, of a layer that rotates: those with a window, and the
+/// others where the configuration says so.
+fn rotation(cfg: &Config, window: Option<usize>, tokens: usize) -> Option<(Vec<u32>, Vec<f32>)> {
+    (window.is_some() || cfg.full_attention_rope).then(|| {
+        let frequencies = ops::rope_frequencies(cfg.rope_theta, cfg.head_dim, cfg.rope_scaling);
+        ((0..tokens as u32).collect(), frequencies)
+    })
 }
 
 /// h (T, D) -> y (T, D): each head's query and key are normed, then rotated, then compared.
@@ -112,20 +109,22 @@ pub fn attention(
     cfg: &Config,
     weights: &Tensors,
     at: &str,
-    layer_type: LayerType,
+    window: Option<usize>,
     h: &[f64],
 ) -> (Vec<f64>, AttentionKept) {
     let q_proj = linear(weights, &format!("{at}.q_proj.weight"), h);
     let k_proj = linear(weights, &format!("{at}.k_proj.weight"), h);
     let v = linear(weights, &format!("{at}.v_proj.weight"), h);
-    let mut q = rms_norm(cfg, weights, &format!("{at}.q_norm.weight"), &q_proj);
-    let mut k = rms_norm(cfg, weights, &format!("{at}.k_norm.weight"), &k_proj);
-    if layer_type == LayerType::SlidingAttention {
-        let (positions, frequencies) = rotation(cfg, h.len() / cfg.hidden_size);
+    let (mut q, mut k) = (q_proj.clone(), k_proj.clone());
+    if cfg.has_qk_norm {
+        q = rms_norm(cfg, weights, &format!("{at}.q_norm.weight"), &q);
+        k = rms_norm(cfg, weights, &format!("{at}.k_norm.weight"), &k);
+    }
+    if let Some((positions, frequencies)) = rotation(cfg, window, h.len() / cfg.hidden_size) {
         q = ops::rope(&q, &positions, &frequencies);
         k = ops::rope(&k, &positions, &frequencies);
     }
-    let o = ops::attention(&q, &k, &v, window_of(cfg, layer_type), head_shape(cfg));
+    let o = ops::attention(&q, &k, &v, window, head_shape(cfg));
     let y = linear(weights, &format!("{at}.o_proj.weight"), &o);
     (
         y,
@@ -147,7 +146,7 @@ pub fn attention_backward(
     weights: &Tensors,
     grads: &mut Tensors,
     at: &str,
-    layer_type: LayerType,
+    window: Option<usize>,
     dy: &[f64],
     kept: &AttentionKept,
 ) -> Vec<f64> {
@@ -161,29 +160,16 @@ pub fn attention_backward(
         o,
     } = kept;
     let d_o = linear_backward(weights, grads, &format!("{at}.o_proj.weight"), dy, o);
-    let window = window_of(cfg, layer_type);
     let (mut dq, mut dk, dv) = ops::attention_backward(&d_o, q, k, v, window, head_shape(cfg));
-    if layer_type == LayerType::SlidingAttention {
-        let (positions, frequencies) = rotation(cfg, h.len() / cfg.hidden_size);
+    if let Some((positions, frequencies)) = rotation(cfg, window, h.len() / cfg.hidden_size) {
         dq = ops::rope_backward(&dq, &positions, &frequencies);
         dk = ops::rope_backward(&dk, &positions, &frequencies);
     }
-    let dq = rms_norm_backward(
-        cfg,
-        weights,
-        grads,
-        &format!("{at}.q_norm.weight"),
-        &dq,
-        q_proj,
-    );
-    let dk = rms_norm_backward(
-        cfg,
-        weights,
-        grads,
-        &format!("{at}.k_norm.weight"),
-        &dk,
-        k_proj,
-    );
+    if cfg.has_qk_norm {
+        let (q_norm, k_norm) = (format!("{at}.q_norm.weight"), format!("{at}.k_norm.weight"));
+        dq = rms_norm_backward(cfg, weights, grads, &q_norm, &dq, q_proj);
+        dk = rms_norm_backward(cfg, weights, grads, &k_norm, &dk, k_proj);
+    }
     let mut dh = vec![0.0; h.len()];
     for (name, d) in [("q_proj", dq), ("k_proj", dk), ("v_proj", dv)] {
         let share = linear_backward(weights, grads, &format!("{at}.{name}.weight"), &d, h);
@@ -376,11 +362,15 @@ pub enum FeedForwardKept {
 /// What [`block`] keeps.
 #[derive(Debug)]
 pub struct BlockKept {
-    layer_type: LayerType,
+    window: Option<usize>,
     /// (T, D), the stream before attention.
     pub x: Vec<f64>,
+    /// (T, D), what attention gave.
+    pub attention_out: Vec<f64>,
     /// (T, D), the stream between the halves.
     pub x_mid: Vec<f64>,
+    /// (T, D), what the second half gave.
+    pub mlp_out: Vec<f64>,
     /// Of the first half.
     pub attention: AttentionKept,
     /// Of the second half.
@@ -397,28 +387,33 @@ impl BlockKept {
     }
 }
 
-/// x (T, D) -> x'' (T, D): a pre-norm decoder block.
+/// x (T, D) -> x'' (T, D): a decoder block.
 pub fn block(
     cfg: &Config,
     weights: &Tensors,
     at: &str,
-    layer_type: LayerType,
+    window: Option<usize>,
     mlp_type: MlpLayerType,
     x: &[f64],
 ) -> (Vec<f64>, BlockKept) {
-    let h = rms_norm(cfg, weights, &format!("{at}.input_layernorm.weight"), x);
-    let (y, attention) = attention(cfg, weights, &format!("{at}.self_attn"), layer_type, &h);
+    let before = |name: &str, x: &[f64]| match cfg.norm_placement {
+        NormPlacement::Before => rms_norm(cfg, weights, &format!("{at}.{name}.weight"), x),
+        NormPlacement::After => x.to_vec(),
+    };
+    let after = |name: &str, y: &[f64]| match cfg.norm_placement {
+        NormPlacement::Before => y.to_vec(),
+        NormPlacement::After => rms_norm(cfg, weights, &format!("{at}.{name}.weight"), y),
+    };
+    let [attention_norm, mlp_norm] = cfg.norm_names();
+    let (attention_at, mlp_at) = (format!("{at}.self_attn"), format!("{at}.mlp"));
+
+    let h = before(attention_norm, x);
+    let (attention_out, attention) = attention(cfg, weights, &attention_at, window, &h);
     let mut x_mid = x.to_vec();
-    add_scaled(&mut x_mid, &y, 1.0);
-    // The published name; it is the norm before the feed-forward half.
-    let h = rms_norm(
-        cfg,
-        weights,
-        &format!("{at}.post_attention_layernorm.weight"),
-        &x_mid,
-    );
-    let mlp_at = format!("{at}.mlp");
-    let (y, feed_forward) = match mlp_type {
+    add_scaled(&mut x_mid, &after(attention_norm, &attention_out), 1.0);
+
+    let h = before(mlp_norm, &x_mid);
+    let (mlp_out, feed_forward) = match mlp_type {
         MlpLayerType::Dense => {
             let (y, kept) = mlp(weights, &mlp_at, &h);
             (y, FeedForwardKept::Dense(kept))
@@ -429,13 +424,15 @@ pub fn block(
         }
     };
     let mut x_out = x_mid.clone();
-    add_scaled(&mut x_out, &y, 1.0);
+    add_scaled(&mut x_out, &after(mlp_norm, &mlp_out), 1.0);
     (
         x_out,
         BlockKept {
-            layer_type,
+            window,
             x: x.to_vec(),
+            attention_out,
             x_mid,
+            mlp_out,
             attention,
             feed_forward,
         },
@@ -452,29 +449,70 @@ pub fn block_backward(
     kept: &BlockKept,
     balance: f64,
 ) -> Vec<f64> {
+    let [attention_norm, mlp_norm] = cfg.norm_names();
+    let (attention_at, mlp_at) = (format!("{at}.self_attn"), format!("{at}.mlp"));
     let mut dx = dx.to_vec();
-    let mlp_at = format!("{at}.mlp");
+
+    let dy = norm_after_backward(cfg, weights, grads, at, mlp_norm, &dx, &kept.mlp_out);
     let dh = match &kept.feed_forward {
-        FeedForwardKept::Dense(kept) => mlp_backward(weights, grads, &mlp_at, &dx, kept),
+        FeedForwardKept::Dense(kept) => mlp_backward(weights, grads, &mlp_at, &dy, kept),
         FeedForwardKept::Sparse(kept) => {
-            moe_backward(cfg, weights, grads, &mlp_at, &dx, kept, balance)
+            moe_backward(cfg, weights, grads, &mlp_at, &dy, kept, balance)
         }
     };
-    let norm = format!("{at}.post_attention_layernorm.weight");
-    let share = rms_norm_backward(cfg, weights, grads, &norm, &dh, &kept.x_mid);
+    let share = norm_before_backward(cfg, weights, grads, at, mlp_norm, &dh, &kept.x_mid);
     add_scaled(&mut dx, &share, 1.0);
-    let (attention_at, layer_type) = (format!("{at}.self_attn"), kept.layer_type);
-    let dh = attention_backward(
+
+    let dy = norm_after_backward(
         cfg,
         weights,
         grads,
-        &attention_at,
-        layer_type,
+        at,
+        attention_norm,
         &dx,
-        &kept.attention,
+        &kept.attention_out,
     );
-    let norm = format!("{at}.input_layernorm.weight");
-    let share = rms_norm_backward(cfg, weights, grads, &norm, &dh, &kept.x);
+    let (attention, window) = (&kept.attention, kept.window);
+    let dh = attention_backward(cfg, weights, grads, &attention_at, window, &dy, attention);
+    let share = norm_before_backward(cfg, weights, grads, at, attention_norm, &dh, &kept.x);
     add_scaled(&mut dx, &share, 1.0);
     dx
+}
+
+/// The gradient through the norm on what a half reads, where there is one: dh, x -> dx.
+fn norm_before_backward(
+    cfg: &Config,
+    weights: &Tensors,
+    grads: &mut Tensors,
+    at: &str,
+    name: &str,
+    dh: &[f64],
+    x: &[f64],
+) -> Vec<f64> {
+    match cfg.norm_placement {
+        NormPlacement::Before => {
+            let name = format!("{at}.{name}.weight");
+            rms_norm_backward(cfg, weights, grads, &name, dh, x)
+        }
+        NormPlacement::After => dh.to_vec(),
+    }
+}
+
+/// The gradient through the norm on what a half adds, where there is one: dx, y -> dy.
+fn norm_after_backward(
+    cfg: &Config,
+    weights: &Tensors,
+    grads: &mut Tensors,
+    at: &str,
+    name: &str,
+    dx: &[f64],
+    y: &[f64],
+) -> Vec<f64> {
+    match cfg.norm_placement {
+        NormPlacement::Before => dx.to_vec(),
+        NormPlacement::After => {
+            let name = format!("{at}.{name}.weight");
+            rms_norm_backward(cfg, weights, grads, &name, dx, y)
+        }
+    }
 }

@@ -1,8 +1,10 @@
 //! The whole model in plain loops: forward, backward, losses, optimizers, sampling.
 //!
 //! This crate says what the other crates compute. It is `exaone_moe`, the architecture of K-EXAONE
-//! (arXiv:2601.01739), in f64, with gradients written by hand beside each function. It is the oracle of
-//! every kernel and of the model; it is slow, and meant to be read in one sitting, in this order:
+//! (arXiv:2601.01739), in f64, with gradients written by hand beside each function; with other answers to
+//! four questions ([`Config`]) it is `exaone4` (arXiv:2507.11407), and `llama` with its twin, EXAONE 3.x.
+//! It is the oracle of every kernel and of the model; it is slow, and meant to be read in one sitting, in
+//! this order:
 //!
 //! - this file: the sizes ([`Config`]) and the weights ([`Tensors`]);
 //! - [`ops`]: the operations (products, norms, rotary positions, attention, routing), each followed by
@@ -30,20 +32,24 @@
 //!
 //! ```
 //! use dokja_reference::loss::{Objective, Sequence};
-//! use dokja_reference::{Config, LayerType, MlpLayerType, Tensor, model::forward_backward};
+//! use dokja_reference::{Config, MlpLayerType, Tensor, model::forward_backward};
 //!
 //! let cfg = Config {
 //!     vocab_size: 5,
 //!     hidden_size: 4,
 //!     intermediate_size: 6,
-//!     layer_types: vec![LayerType::FullAttention],
+//!     sliding_windows: vec![None],
 //!     mlp_layer_types: vec![MlpLayerType::Dense],
 //!     num_attention_heads: 2,
 //!     num_key_value_heads: 1,
 //!     head_dim: 4,
 //!     rms_norm_eps: 1e-5,
 //!     rope_theta: 1e4,
-//!     sliding_window: 8,
+//!     rope_scaling: None,
+//!     full_attention_rope: false,
+//!     norm_placement: dokja_reference::NormPlacement::Before,
+//!     has_qk_norm: true,
+//!     tie_word_embeddings: false,
 //!     num_experts: 0,
 //!     num_experts_per_tok: 0,
 //!     moe_intermediate_size: 0,
@@ -51,6 +57,7 @@
 //!     norm_topk_prob: true,
 //!     routed_scaling_factor: 1.0,
 //!     num_nextn_predict_layers: 0,
+//!     mtp_sliding_window: None,
 //! };
 //! let mut weights = dokja_reference::Tensors::new();
 //! for (seed, (name, shape)) in cfg.tensors().into_iter().enumerate() {
@@ -88,13 +95,26 @@ mod check;
 
 use std::collections::BTreeMap;
 
-/// What a layer's attention sees.
+/// Where the two norms of a layer stand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LayerType {
-    /// `sliding_attention`: the nearest `sliding_window` tokens, with rotary positions.
-    SlidingAttention,
-    /// `full_attention`: all tokens before, without positions.
-    FullAttention,
+pub enum NormPlacement {
+    /// On what attention and the feed-forward half read.
+    Before,
+    /// On what they add to the stream.
+    After,
+}
+
+/// Rotary frequencies stretched for longer texts than those of the first training: `rope_type` `llama3`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RopeScaling {
+    /// Long waves become this many times longer.
+    pub factor: f64,
+    /// A wave is long that turns fewer times than this within the original length.
+    pub low_freq_factor: f64,
+    /// A wave is short, and stays, that turns more often than this.
+    pub high_freq_factor: f64,
+    /// The original length.
+    pub original_max_position_embeddings: usize,
 }
 
 /// What a layer's second half is.
@@ -115,8 +135,9 @@ pub struct Config {
     pub hidden_size: usize,
     /// F of dense layers.
     pub intermediate_size: usize,
-    /// One entry for each of `num_hidden_layers`.
-    pub layer_types: Vec<LayerType>,
+    /// One entry for each of `num_hidden_layers`: keys that a query of a sliding layer sees, itself
+    /// included; `None` where it sees all tokens before.
+    pub sliding_windows: Vec<Option<usize>>,
     /// One entry for each of `num_hidden_layers`.
     pub mlp_layer_types: Vec<MlpLayerType>,
     /// H; H * K may differ from D.
@@ -129,8 +150,16 @@ pub struct Config {
     pub rms_norm_eps: f64,
     /// `rope_parameters.rope_theta`.
     pub rope_theta: f64,
-    /// Keys that a query of a sliding layer sees, itself included.
-    pub sliding_window: usize,
+    /// How the frequencies are stretched.
+    pub rope_scaling: Option<RopeScaling>,
+    /// Whether layers without a window have rotary positions; those with one always have.
+    pub full_attention_rope: bool,
+    /// Where the norms of a layer stand.
+    pub norm_placement: NormPlacement,
+    /// Whether each head's query and key are normed.
+    pub has_qk_norm: bool,
+    /// Whether the embedding is the head too.
+    pub tie_word_embeddings: bool,
     /// E.
     pub num_experts: usize,
     /// A.
@@ -145,18 +174,39 @@ pub struct Config {
     pub routed_scaling_factor: f64,
     /// Layers that predict the token after the next: 0 or 1.
     pub num_nextn_predict_layers: usize,
+    /// The window of that layer.
+    pub mtp_sliding_window: Option<usize>,
 }
 
 impl Config {
+    /// The names of a layer's norms, that of attention first.
+    pub fn norm_names(&self) -> [&'static str; 2] {
+        match self.norm_placement {
+            // As published: the norm before the feed-forward half is named after what comes before it.
+            NormPlacement::Before => ["input_layernorm", "post_attention_layernorm"],
+            NormPlacement::After => ["post_attention_layernorm", "post_feedforward_layernorm"],
+        }
+    }
+
+    /// The name of the head.
+    pub fn head_name(&self) -> &'static str {
+        match self.tie_word_embeddings {
+            true => model::EMBED,
+            false => model::HEAD,
+        }
+    }
+
     /// Every tensor of a checkpoint: its name and its shape, `[outputs, inputs]` for a matrix.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
         let (v, d) = (self.vocab_size, self.hidden_size);
-        let mut all = vec![("model.embed_tokens.weight".to_string(), vec![v, d])];
+        let mut all = vec![(model::EMBED.to_string(), vec![v, d])];
         for (l, &mlp_type) in self.mlp_layer_types.iter().enumerate() {
             self.block_tensors(&format!("model.layers.{l}"), mlp_type, &mut all);
         }
         all.push(("model.norm.weight".into(), vec![d]));
-        all.push(("lm_head.weight".into(), vec![v, d]));
+        if !self.tie_word_embeddings {
+            all.push((model::HEAD.into(), vec![v, d]));
+        }
         if self.num_nextn_predict_layers > 0 {
             all.push(("mtp.fc.weight".into(), vec![d, 2 * d]));
             for norm in ["pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm"] {
@@ -172,14 +222,17 @@ impl Config {
         let (q, kv) = (self.num_attention_heads * k, self.num_key_value_heads * k);
         let mut add =
             |name: &str, shape: &[usize]| all.push((format!("{at}.{name}"), shape.to_vec()));
-        add("input_layernorm.weight", &[d]);
-        add("post_attention_layernorm.weight", &[d]);
+        for norm in self.norm_names() {
+            add(&format!("{norm}.weight"), &[d]);
+        }
         add("self_attn.q_proj.weight", &[q, d]);
         add("self_attn.k_proj.weight", &[kv, d]);
         add("self_attn.v_proj.weight", &[kv, d]);
         add("self_attn.o_proj.weight", &[d, q]);
-        add("self_attn.q_norm.weight", &[k]);
-        add("self_attn.k_norm.weight", &[k]);
+        if self.has_qk_norm {
+            add("self_attn.q_norm.weight", &[k]);
+            add("self_attn.k_norm.weight", &[k]);
+        }
         let mut swiglu = |name: &str, f: usize| {
             add(&format!("{name}.gate_proj.weight"), &[f, d]);
             add(&format!("{name}.up_proj.weight"), &[f, d]);

@@ -18,12 +18,12 @@ use crate::loss::{
     Losses, Objective, Sequence, balance_loss, cross_entropy, cross_entropy_backward,
 };
 use crate::ops::{add_scaled, embedding, embedding_backward};
-use crate::{Config, LayerType, MlpLayerType, Tensor, Tensors};
+use crate::{Config, MlpLayerType, Tensor, Tensors};
 use std::collections::BTreeMap;
 
-const EMBED: &str = "model.embed_tokens.weight";
+pub(crate) const EMBED: &str = "model.embed_tokens.weight";
 const NORM: &str = "model.norm.weight";
-const HEAD: &str = "lm_head.weight";
+pub(crate) const HEAD: &str = "lm_head.weight";
 const MTP_FC: &str = "mtp.fc.weight";
 const MTP_NORM_EMBEDDING: &str = "mtp.pre_fc_norm_embedding.weight";
 const MTP_NORM_HIDDEN: &str = "mtp.pre_fc_norm_hidden.weight";
@@ -84,8 +84,9 @@ pub struct MtpKept {
 fn run(cfg: &Config, weights: &Tensors, ids: &[u32]) -> SequenceOutput {
     let mut x = embedding(&tensor(weights, EMBED).data, ids, cfg.hidden_size);
     let (mut blocks, mut router_ids) = (Vec::new(), BTreeMap::new());
-    for (l, (&layer, &mlp)) in cfg.layer_types.iter().zip(&cfg.mlp_layer_types).enumerate() {
-        let (x_out, kept) = block(cfg, weights, &format!("model.layers.{l}"), layer, mlp, &x);
+    let layers = cfg.sliding_windows.iter().zip(&cfg.mlp_layer_types);
+    for (l, (&window, &mlp)) in layers.enumerate() {
+        let (x_out, kept) = block(cfg, weights, &format!("model.layers.{l}"), window, mlp, &x);
         if let Some(routing) = kept.routing() {
             router_ids.insert(l, routing.topk_ids.clone());
         }
@@ -93,7 +94,7 @@ fn run(cfg: &Config, weights: &Tensors, ids: &[u32]) -> SequenceOutput {
         x = x_out;
     }
     let h = rms_norm(cfg, weights, NORM, &x);
-    let logits = linear(weights, HEAD, &h);
+    let logits = linear(weights, cfg.head_name(), &h);
     let has_mtp = cfg.num_nextn_predict_layers > 0 && ids.len() > 1;
     let (mtp_logits, mtp) = if has_mtp {
         run_mtp(cfg, weights, ids, &h)
@@ -123,12 +124,12 @@ fn run_mtp(cfg: &Config, weights: &Tensors, ids: &[u32], h: &[f64]) -> (Vec<f64>
         cfg,
         weights,
         MTP_BLOCK,
-        LayerType::FullAttention,
+        cfg.mtp_sliding_window,
         MlpLayerType::Dense,
         &u,
     );
     let h = rms_norm(cfg, weights, MTP_NORM, &u);
-    let logits = linear(weights, HEAD, &h);
+    let logits = linear(weights, cfg.head_name(), &h);
     (
         logits,
         Some(MtpKept {
@@ -152,7 +153,7 @@ fn run_backward(
     dmtp_logits: &[f64],
     balance: f64,
 ) {
-    let mut dh = linear_backward(weights, grads, HEAD, dlogits, &kept.h);
+    let mut dh = linear_backward(weights, grads, cfg.head_name(), dlogits, &kept.h);
     if let Some(mtp) = &kept.mtp {
         run_mtp_backward(cfg, weights, grads, ids, kept, mtp, dmtp_logits, &mut dh);
     }
@@ -176,7 +177,7 @@ fn run_mtp_backward(
     dh: &mut [f64],
 ) {
     let (d, rows) = (cfg.hidden_size, mtp.embedded.len());
-    let dnormed = linear_backward(weights, grads, HEAD, dlogits, &mtp.h);
+    let dnormed = linear_backward(weights, grads, cfg.head_name(), dlogits, &mtp.h);
     let du = rms_norm_backward(cfg, weights, grads, MTP_NORM, &dnormed, &mtp.u);
     // The block is dense: it has no balance loss.
     let du = block_backward(cfg, weights, grads, MTP_BLOCK, &du, &mtp.block, 0.0);
@@ -285,6 +286,7 @@ fn sum(x: &[f64]) -> f64 {
 mod tests {
     use super::*;
     use crate::check::{assert_gradient, values};
+    use crate::{NormPlacement, RopeScaling};
     use std::cell::RefCell;
 
     /// Every kind of layer; no two sizes alike.
@@ -293,11 +295,7 @@ mod tests {
             vocab_size: 11,
             hidden_size: 6,
             intermediate_size: 7,
-            layer_types: vec![
-                LayerType::SlidingAttention,
-                LayerType::SlidingAttention,
-                LayerType::FullAttention,
-            ],
+            sliding_windows: vec![Some(3), Some(3), None],
             mlp_layer_types: vec![
                 MlpLayerType::Dense,
                 MlpLayerType::Sparse,
@@ -308,7 +306,11 @@ mod tests {
             head_dim: 2,
             rms_norm_eps: 0.1,
             rope_theta: 100.0,
-            sliding_window: 3,
+            rope_scaling: None,
+            full_attention_rope: false,
+            norm_placement: NormPlacement::Before,
+            has_qk_norm: true,
+            tie_word_embeddings: false,
             num_experts: 4,
             num_experts_per_tok: 2,
             moe_intermediate_size: 3,
@@ -316,6 +318,27 @@ mod tests {
             norm_topk_prob: true,
             routed_scaling_factor: 2.5,
             num_nextn_predict_layers: 1,
+            mtp_sliding_window: None,
+        }
+    }
+
+    /// Every question of the configuration answered the other way.
+    fn otherwise() -> Config {
+        Config {
+            sliding_windows: vec![Some(2), None, Some(4)],
+            mlp_layer_types: vec![MlpLayerType::Dense; 3],
+            rope_scaling: Some(RopeScaling {
+                factor: 8.0,
+                low_freq_factor: 1.0,
+                high_freq_factor: 4.0,
+                original_max_position_embeddings: 32,
+            }),
+            full_attention_rope: true,
+            norm_placement: NormPlacement::After,
+            has_qk_norm: false,
+            tie_word_embeddings: true,
+            mtp_sliding_window: Some(3),
+            ..tiny()
         }
     }
 
@@ -359,7 +382,7 @@ mod tests {
             num_nextn_predict_layers: 0,
             ..tiny()
         };
-        for cfg in [tiny(), without] {
+        for cfg in [tiny(), without, otherwise()] {
             let (weights, batch) = (weights(&cfg), batch());
             let (_, grads) = forward_backward(&cfg, &weights, &batch, &OBJECTIVE);
             for (name, weight) in &weights {

@@ -7,6 +7,8 @@
 //! Shapes: T rows (tokens of one sequence), I inputs, O outputs, D hidden size, H query heads,
 //! G key-value heads, K head size, F intermediate size, E experts, A experts per token, V vocabulary.
 
+use crate::RopeScaling;
+
 /// y_to = sum_i x_ti w_oi: x (T, I), w (O, I) -> y (T, O), with I = `inputs`.
 pub fn linear(x: &[f64], w: &[f64], inputs: usize) -> Vec<f64> {
     let mut y = Vec::with_capacity(x.len() / inputs * (w.len() / inputs));
@@ -84,11 +86,21 @@ pub fn reciprocal_rms(x: &[f64], eps: f64) -> f64 {
 }
 
 /// theta^(-2i/K) for i in 0..K/2, rounded to f32 as the published code holds them.
-pub fn rope_frequencies(theta: f64, head_dim: usize) -> Vec<f32> {
+///
+/// Scaled (`llama3`): with s the turns of a wave within the original length, waves with s below
+/// `low_freq_factor` are stretched by `factor`, those with s above `high_freq_factor` stay, and between
+/// them the frequency goes over linearly in s. Llama 3.1, as released.
+pub fn rope_frequencies(theta: f64, head_dim: usize, scaling: Option<RopeScaling>) -> Vec<f32> {
     let pairs = head_dim / 2;
-    (0..pairs)
-        .map(|i| theta.powf(-(i as f64) / pairs as f64) as f32)
-        .collect()
+    let frequency = |i: usize| {
+        let plain = theta.powf(-(i as f64) / pairs as f64);
+        let Some(s) = scaling else { return plain };
+        let turns = s.original_max_position_embeddings as f64 * plain / std::f64::consts::TAU;
+        let span = s.high_freq_factor - s.low_freq_factor;
+        let share = ((turns - s.low_freq_factor) / span).clamp(0.0, 1.0);
+        plain * (share + (1.0 - share) / s.factor)
+    };
+    (0..pairs).map(|i| frequency(i) as f32).collect()
 }
 
 /// Rotates each pair (x_i, x_{i+K/2}) of a head by the angle position * frequency_i.
@@ -397,7 +409,7 @@ mod tests {
         let (x, dy, frequencies) = (
             values(3 * 2 * 4, 1),
             values(24, 2),
-            rope_frequencies(50.0, 4),
+            rope_frequencies(50.0, 4, None),
         );
         let positions = [0, 7, 100];
         let dx = rope_backward(&dy, &positions, &frequencies);
@@ -411,7 +423,7 @@ mod tests {
 
     #[test]
     fn rope_makes_a_product_depend_on_the_distance_alone() {
-        let (q, k, frequencies) = (values(6, 1), values(6, 2), rope_frequencies(1e4, 6));
+        let (q, k, frequencies) = (values(6, 1), values(6, 2), rope_frequencies(1e4, 6, None));
         let product = |i, j| dot(&rope(&q, &[i], &frequencies), &rope(&k, &[j], &frequencies));
         assert!((product(9, 4) - product(25, 20)).abs() < 1e-5);
         assert!((product(9, 4) - product(9, 5)).abs() > 1e-3);

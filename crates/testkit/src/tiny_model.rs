@@ -1,20 +1,20 @@
 //! Small models for the tests of model, trainer and engine, and the same in the words of `reference`.
 
 use crate::case::normal;
-use model::config::{AttentionType, Compute, MlpType};
+use model::config::{Architecture, Compute, MlpType, NormPlacement, RopeScaling};
 use model::transformer::Batch;
 use model::weights::Role;
 use model::{Layout, ModelConfig};
 use numerics::Rng;
 use reference::loss::Sequence;
-use reference::{Config, LayerType, MlpLayerType, Tensor, Tensors};
+use reference::{Config, MlpLayerType, Tensor, Tensors};
 use tensor::ops::cross_entropy::IGNORE;
 
 /// Every kind of layer, and no two sizes alike.
 pub fn tiny() -> ModelConfig {
-    use AttentionType::{FullAttention as Global, SlidingAttention as Sliding};
     use MlpType::{Dense, Sparse};
     ModelConfig {
+        architecture: Architecture::ExaoneMoe,
         vocab_size: 61,
         hidden_size: 24,
         intermediate_size: 20,
@@ -24,9 +24,10 @@ pub fn tiny() -> ModelConfig {
         head_dim: 10,
         rms_norm_eps: 1e-5,
         rope_theta: 1e4,
+        rope_scaling: None,
+        full_attention_rope: false,
         max_position_embeddings: 512,
-        sliding_window: 5,
-        layer_types: vec![Sliding, Sliding, Sliding, Global],
+        sliding_windows: vec![Some(5), Some(5), Some(5), None],
         mlp_layer_types: vec![Dense, Sparse, Sparse, Sparse],
         num_experts: 7,
         num_experts_per_tok: 3,
@@ -34,10 +35,12 @@ pub fn tiny() -> ModelConfig {
         num_shared_experts: 1,
         norm_topk_prob: true,
         routed_scaling_factor: 2.5,
+        tie_word_embeddings: false,
         num_nextn_predict_layers: 1,
+        mtp_sliding_window: None,
         initializer_range: 0.2,
         bos_token_id: Some(1),
-        eos_token_id: Some(2),
+        eos_token_id: vec![2],
         pad_token_id: Some(0),
         compute: Compute::F32,
     }
@@ -45,10 +48,14 @@ pub fn tiny() -> ModelConfig {
 
 /// [`tiny`] and what a configuration may change about it, one thing at a time.
 pub fn variants() -> Vec<(&'static str, ModelConfig)> {
-    let layers = |attention: Vec<AttentionType>, mlp: Vec<MlpType>| ModelConfig {
-        num_hidden_layers: attention.len(),
-        layer_types: attention,
+    let layers = |windows: Vec<Option<usize>>, mlp: Vec<MlpType>| ModelConfig {
+        num_hidden_layers: windows.len(),
+        sliding_windows: windows,
         mlp_layer_types: mlp,
+        ..tiny()
+    };
+    let window = |window: usize| ModelConfig {
+        sliding_windows: vec![Some(window), Some(window), Some(window), None],
         ..tiny()
     };
     let experts = |num_experts: usize, num_experts_per_tok: usize| ModelConfig {
@@ -62,10 +69,7 @@ pub fn variants() -> Vec<(&'static str, ModelConfig)> {
         head_dim,
         ..tiny()
     };
-    let (global, sliding) = (
-        AttentionType::FullAttention,
-        AttentionType::SlidingAttention,
-    );
+    let (global, sliding) = (None, Some(5));
     let (dense, sparse) = (MlpType::Dense, MlpType::Sparse);
     vec![
         ("every kind of layer", tiny()),
@@ -89,17 +93,21 @@ pub fn variants() -> Vec<(&'static str, ModelConfig)> {
             "only sliding layers",
             layers(vec![sliding; 2], vec![sparse; 2]),
         ),
+        ("a window of one", window(1)),
+        ("a window beyond the text", window(999)),
         (
-            "a window of one",
+            "windows of different widths",
             ModelConfig {
-                sliding_window: 1,
+                sliding_windows: vec![Some(3), None, Some(70), Some(8)],
+                mtp_sliding_window: Some(6),
                 ..tiny()
             },
         ),
         (
-            "a window beyond the text",
+            "positions in every layer",
             ModelConfig {
-                sliding_window: 999,
+                sliding_windows: vec![None; 4],
+                full_attention_rope: true,
                 ..tiny()
             },
         ),
@@ -122,7 +130,63 @@ pub fn variants() -> Vec<(&'static str, ModelConfig)> {
         ),
         ("one head", heads(1, 1, 6)),
         ("as many keys as queries", heads(3, 3, 4)),
+        (
+            "one table for embedding and head",
+            ModelConfig {
+                tie_word_embeddings: true,
+                ..tiny()
+            },
+        ),
+        ("exaone4 with windows", exaone4()),
+        (
+            "exaone4 without windows",
+            // Without a norm on what they read, layers amplify rounding: two are enough to see each part.
+            ModelConfig {
+                num_hidden_layers: 2,
+                sliding_windows: vec![None; 2],
+                mlp_layer_types: vec![MlpType::Dense; 2],
+                full_attention_rope: true,
+                tie_word_embeddings: true,
+                num_nextn_predict_layers: 0,
+                mtp_sliding_window: None,
+                ..exaone4()
+            },
+        ),
+        ("llama", llama(Architecture::Llama)),
     ]
+}
+
+/// EXAONE 4.0 with a prediction layer as 4.5 has it.
+fn exaone4() -> ModelConfig {
+    ModelConfig {
+        architecture: Architecture::Exaone4,
+        mlp_layer_types: vec![MlpType::Dense; 4],
+        num_experts: 0,
+        num_experts_per_tok: 0,
+        moe_intermediate_size: 0,
+        num_shared_experts: 0,
+        routed_scaling_factor: 1.0,
+        mtp_sliding_window: Some(7),
+        rope_scaling: Some(RopeScaling {
+            factor: 16.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 40,
+        }),
+        ..tiny()
+    }
+}
+
+/// Llama, or under other names EXAONE 3.x.
+pub fn llama(architecture: Architecture) -> ModelConfig {
+    ModelConfig {
+        architecture,
+        sliding_windows: vec![None; 4],
+        full_attention_rope: true,
+        num_nextn_predict_layers: 0,
+        mtp_sliding_window: None,
+        ..exaone4()
+    }
 }
 
 /// Weights as in a trained model rather than at its start: no gain is one, no bias zero.
@@ -187,10 +251,6 @@ pub fn batch(sequences: &[Sequence]) -> Batch {
 
 /// A configuration in the words of the reference.
 pub fn reference_config(config: &ModelConfig) -> Config {
-    let layer = |of: &AttentionType| match of {
-        AttentionType::SlidingAttention => LayerType::SlidingAttention,
-        AttentionType::FullAttention => LayerType::FullAttention,
-    };
     let mlp = |of: &MlpType| match of {
         MlpType::Dense => MlpLayerType::Dense,
         MlpType::Sparse => MlpLayerType::Sparse,
@@ -199,14 +259,26 @@ pub fn reference_config(config: &ModelConfig) -> Config {
         vocab_size: config.vocab_size,
         hidden_size: config.hidden_size,
         intermediate_size: config.intermediate_size,
-        layer_types: config.layer_types.iter().map(layer).collect(),
+        sliding_windows: config.sliding_windows.clone(),
         mlp_layer_types: config.mlp_layer_types.iter().map(mlp).collect(),
         num_attention_heads: config.num_attention_heads,
         num_key_value_heads: config.num_key_value_heads,
         head_dim: config.head_dim,
         rms_norm_eps: f64::from(config.rms_norm_eps),
         rope_theta: config.rope_theta,
-        sliding_window: config.sliding_window,
+        rope_scaling: config.rope_scaling.map(|s| reference::RopeScaling {
+            factor: f64::from(s.factor),
+            low_freq_factor: f64::from(s.low_freq_factor),
+            high_freq_factor: f64::from(s.high_freq_factor),
+            original_max_position_embeddings: s.original_max_position_embeddings,
+        }),
+        full_attention_rope: config.full_attention_rope,
+        norm_placement: match config.architecture.norm_placement() {
+            NormPlacement::Before => reference::NormPlacement::Before,
+            NormPlacement::After => reference::NormPlacement::After,
+        },
+        has_qk_norm: config.architecture.has_qk_norm(),
+        tie_word_embeddings: config.tie_word_embeddings,
         num_experts: config.num_experts,
         num_experts_per_tok: config.num_experts_per_tok,
         moe_intermediate_size: config.moe_intermediate_size,
@@ -214,6 +286,7 @@ pub fn reference_config(config: &ModelConfig) -> Config {
         norm_topk_prob: config.norm_topk_prob,
         routed_scaling_factor: f64::from(config.routed_scaling_factor),
         num_nextn_predict_layers: config.num_nextn_predict_layers,
+        mtp_sliding_window: config.mtp_sliding_window,
     }
 }
 

@@ -227,7 +227,7 @@ fn generation(config: &ModelConfig) -> serde_json::Value {
     json!({
         "do_sample": false,
         "bos_token_id": config.bos_token_id,
-        "eos_token_id": config.eos_token_id,
+        "eos_token_id": config.eos_json(),
         "pad_token_id": config.pad_token_id,
     })
 }

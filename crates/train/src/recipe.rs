@@ -546,7 +546,7 @@ mod tests {
         };
         let config = recipe.config(300, &ids).unwrap();
         assert_eq!(config.vocab_size, 300);
-        assert_eq!(config.eos_token_id, Some(53));
+        assert_eq!(config.eos_token_id, [53]);
         let windows: Vec<_> = (0..5).map(|l| config.window(l)).collect();
         assert_eq!(windows, [Some(128), Some(128), Some(128), None, Some(128)]);
     }

@@ -1,7 +1,6 @@
 //! `dokja logits`: what a model computes on given ids, for comparison with other implementations.
 
-use crate::checkpoint::Checkpoint;
-use crate::{env, print};
+use crate::{env, open, print};
 use anyhow::{Context, Result, bail};
 use formats::safetensors::{SafeTensors, TensorData, TensorSource, write_safetensors};
 use model::transformer::{Batch, Objective, Transformer};
@@ -40,7 +39,7 @@ struct Output {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let checkpoint = Checkpoint::open(&args.model)?;
+    let checkpoint = open::checkpoint(&args.model)?;
     let config = checkpoint.config.clone();
     let sequences = read_ids(&args.ids, config.vocab_size)?;
     let (b, t, v) = (sequences.len(), sequences[0].len(), config.vocab_size);

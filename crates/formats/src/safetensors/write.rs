@@ -13,7 +13,7 @@ use crate::error::FileError;
 use crate::hash::{FileHash, HashingWriter};
 
 /// The elements of a tensor to be written; nothing is copied but blocks on their way to the disk.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub enum TensorData<'a> {
     /// As they are.
     F32(&'a [f32]),
@@ -21,6 +21,21 @@ pub enum TensorData<'a> {
     Bf16(&'a [f32]),
     /// As they are.
     I64(&'a [i64]),
+    /// Made when their turn comes, for a model that does not fit into memory.
+    Made {
+        /// Their type.
+        dtype: Dtype,
+        /// Their number.
+        len: usize,
+        /// Writes their bytes, little-endian.
+        write: &'a dyn Fn(&mut dyn Write) -> io::Result<()>,
+    },
+}
+
+impl std::fmt::Debug for TensorData<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} elements of {}", self.len(), self.dtype())
+    }
 }
 
 impl TensorData<'_> {
@@ -30,6 +45,7 @@ impl TensorData<'_> {
             TensorData::F32(_) => Dtype::F32,
             TensorData::Bf16(_) => Dtype::Bf16,
             TensorData::I64(_) => Dtype::I64,
+            TensorData::Made { dtype, .. } => *dtype,
         }
     }
 
@@ -37,6 +53,7 @@ impl TensorData<'_> {
         match self {
             TensorData::F32(v) | TensorData::Bf16(v) => v.len(),
             TensorData::I64(v) => v.len(),
+            TensorData::Made { len, .. } => *len,
         }
     }
 
@@ -45,7 +62,36 @@ impl TensorData<'_> {
             TensorData::F32(v) => write_elements(w, v, |x| x.to_le_bytes()),
             TensorData::Bf16(v) => write_elements(w, v, |x| bf16::from_f32(x).to_le_bytes()),
             TensorData::I64(v) => write_elements(w, v, |x| x.to_le_bytes()),
+            TensorData::Made { dtype, len, write } => {
+                let mut counted = Counted { inner: w, bytes: 0 };
+                write(&mut counted)?;
+                match counted.bytes == len * dtype.size() {
+                    true => Ok(()),
+                    false => Err(io::Error::other(format!(
+                        "{} bytes were made for {len} elements of {dtype}",
+                        counted.bytes
+                    ))),
+                }
+            }
         }
+    }
+}
+
+/// Counts what passes.
+struct Counted<'a> {
+    inner: &'a mut dyn Write,
+    bytes: usize,
+}
+
+impl Write for Counted<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.inner.write(bytes)?;
+        self.bytes += n;
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
     }
 }
 

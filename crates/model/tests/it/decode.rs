@@ -44,7 +44,7 @@ impl<'a> Served<'a> {
         };
         Served {
             free: [shuffled(), shuffled()],
-            windows: [Some(config.sliding_window), None],
+            windows: [config.window(0), None],
             cache: KvCache::new(device, config, &layers),
             state: model.decode_state(device),
             device,
@@ -158,7 +158,7 @@ fn training_prefill_in_chunks_and_decode_give_the_same_bits() {
         (Compute::Bf16, 128),
     ] {
         let config = ModelConfig {
-            sliding_window: window,
+            sliding_windows: vec![Some(window), Some(window), Some(window), None],
             ..tiny(compute)
         };
         let params = initial_weights(&config, &Layout::new(&config), 2);

@@ -1,5 +1,5 @@
-//! Norm of each head of q and k, then the rotation of sliding layers: `reference::ops::rms_norm` and
-//! `rope` on the query and key columns of qkv (T, (H+2G)*K).
+//! Norm of each head of q and k, then the rotation, each where there is one: `reference::ops::rms_norm`
+//! and `rope` on the query and key columns of qkv (T, (H+2G)*K).
 
 use super::boxed;
 use crate::case::{
@@ -8,7 +8,7 @@ use crate::case::{
 use crate::compare::{Tolerance, to_f32, to_f64};
 use reference::ops;
 use tensor::Device;
-use tensor::ops::qk_norm_rope::{self, HeadShape, RopeTable};
+use tensor::ops::qk_norm_rope::{self, Gains, HeadShape, RopeTable};
 
 /// Large beside the values, so that it counts, and so that a row of one or two columns has a gradient that
 /// is not all cancellation.
@@ -34,13 +34,14 @@ pub fn cases(mode: Mode) -> Vec<Box<dyn Case>> {
         &SIZES
     };
     let all = sizes.iter().flat_map(|&(t, h, g, k)| {
-        [true, false].map(|has_rope| Heads {
+        [(true, true), (true, false), (false, true)].map(|(has_norm, has_rope)| Heads {
             t,
             shape: HeadShape {
                 num_heads: h,
                 num_kv_heads: g,
                 head_dim: k,
             },
+            has_norm,
             has_rope,
         })
     });
@@ -55,6 +56,7 @@ pub fn cases(mode: Mode) -> Vec<Box<dyn Case>> {
 struct Heads {
     t: usize,
     shape: HeadShape,
+    has_norm: bool,
     has_rope: bool,
 }
 
@@ -65,12 +67,13 @@ impl Heads {
             num_kv_heads,
             head_dim,
         } = self.shape;
-        let rope = usize::from(self.has_rope);
+        let (norm, rope) = (usize::from(self.has_norm), usize::from(self.has_rope));
         vec![
             ("T", self.t),
             ("H", num_heads),
             ("G", num_kv_heads),
             ("K", head_dim),
+            ("norm", norm),
             ("rope", rope),
         ]
     }
@@ -98,7 +101,7 @@ impl Heads {
             .collect()
     }
     fn frequencies(&self) -> Vec<f32> {
-        ops::rope_frequencies(THETA, self.shape.head_dim)
+        ops::rope_frequencies(THETA, self.shape.head_dim, None)
     }
     fn table(&self) -> RopeTable {
         RopeTable::new(&self.frequencies(), self.t)
@@ -107,7 +110,10 @@ impl Heads {
     fn forward(&self, qkv: &[f64], q_gain: &[f64], k_gain: &[f64]) -> [Vec<f64>; 2] {
         let (size, (q, k)) = (self.shape.qkv_size(), self.widths());
         [(0, q, q_gain), (q, q + k, k_gain)].map(|(from, to, gain)| {
-            let x = ops::rms_norm(&columns(qkv, size, from, to), gain, f64::from(EPS));
+            let mut x = columns(qkv, size, from, to);
+            if self.has_norm {
+                x = ops::rms_norm(&x, gain, f64::from(EPS));
+            }
             if self.has_rope {
                 ops::rope(&x, &self.positions(), &self.frequencies())
             } else {
@@ -115,8 +121,11 @@ impl Heads {
             }
         })
     }
-    /// r of each head of q and k: (T, H+G).
+    /// r of each head of q and k: (T, H+G); left at 0 where nothing is normed.
     fn rstd(&self, qkv: &[f64]) -> Vec<f64> {
+        if !self.has_norm {
+            return vec![0.0; self.t * (self.shape.num_heads + self.shape.num_kv_heads)];
+        }
         let (size, (q, k)) = (self.shape.qkv_size(), self.widths());
         columns(qkv, size, 0, q + k)
             .chunks_exact(self.shape.head_dim)
@@ -165,11 +174,12 @@ impl Case for Forward {
             };
             let (q, k, rstd) = (q.floats_mut(), k.floats_mut(), rstd.floats_mut());
             let rope = self.0.has_rope.then_some(&table);
-            let (q_gain, k_gain, positions) = (q_gain.view(), k_gain.view(), positions.view());
-            let qkv = qkv.view();
-            qk_norm_rope::forward(
-                device, q, k, rstd, qkv, q_gain, k_gain, positions, rope, shape, EPS,
-            );
+            let gains = self.0.has_norm.then(|| Gains {
+                q: q_gain.view(),
+                k: k_gain.view(),
+            });
+            let (qkv, positions) = (qkv.view(), positions.view());
+            qk_norm_rope::forward(device, q, k, rstd, qkv, gains, positions, rope, shape, EPS);
         })
     }
 }
@@ -189,6 +199,9 @@ impl Backward {
             let (mut dy, gain) = (to_f64(&self.d(d)), to_f64(&self.0.gain(gain)));
             if self.0.has_rope {
                 dy = ops::rope_backward(&dy, &self.0.positions(), &self.0.frequencies());
+            }
+            if !self.0.has_norm {
+                return [dy, vec![0.0; gain.len()]];
             }
             let x = columns(&qkv, size, from, to);
             let (dx, dgain) = ops::rms_norm_backward(&dy, &x, &gain, f64::from(EPS));
@@ -252,8 +265,10 @@ impl Case for Backward {
                 dk.view(),
                 qkv.view(),
                 rstd.view(),
-                q_gain.view(),
-                k_gain.view(),
+                self.0.has_norm.then(|| Gains {
+                    q: q_gain.view(),
+                    k: k_gain.view(),
+                }),
                 positions.view(),
                 self.0.has_rope.then_some(&table),
                 shape,

@@ -1,0 +1,161 @@
+//! Weights in the Hugging Face layout: safetensors, one file or several, with the tensors of a layer's
+//! experts one by one or in one, in F32, BF16, F16 or FP8.
+//!
+//! FP8 (E4M3) comes with scales beside it, under the name of the weight: `<name>_scale_inv` with a scale
+//! for each block of 128 x 128 (`quant_method` `fp8`; `weight_block_size` says otherwise), `<name>_scale`
+//! for the whole tensor or for each row (`compressed-tensors`). A weight is value * scale in f32. The scales
+//! that such files have for activations are not used: activations are not rounded here.
+
+use crate::CheckpointError;
+use formats::safetensors::{Dtype, SafeTensors, TensorView};
+use model::names::{self, Stored};
+use model::weights::TensorSpec;
+use model::{Layout, ModelConfig};
+use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
+
+/// The safetensors of a checkpoint directory.
+pub(crate) struct HuggingFace {
+    path: PathBuf,
+    file: SafeTensors,
+    block: [usize; 2], // rows and columns that share a scale
+}
+
+/// What files of FP8 weights have beside them.
+const SCALES: [&str; 2] = ["_scale_inv", "_scale"];
+const OF_ACTIVATIONS: [&str; 3] = [".input_scale", ".k_scale", ".v_scale"];
+
+impl HuggingFace {
+    /// Maps the files; reads none of the weights.
+    pub(crate) fn open(dir: &Path, config_json: &str) -> Result<HuggingFace, CheckpointError> {
+        Ok(HuggingFace {
+            path: dir.to_path_buf(),
+            file: SafeTensors::open(dir)?,
+            block: weight_block_size(config_json).unwrap_or([128, 128]),
+        })
+    }
+
+    /// Types with the number of tensors and the bytes of each.
+    pub(crate) fn stored(&self) -> Vec<(String, usize, u64)> {
+        let mut types: BTreeMap<String, (usize, u64)> = BTreeMap::new();
+        for name in self.file.names() {
+            if let Ok((dtype, _, bytes)) = self.file.describe(name) {
+                let entry = types.entry(dtype).or_default();
+                *entry = (entry.0 + 1, entry.1 + bytes as u64);
+            }
+        }
+        let flat = types.into_iter().map(|(name, (n, bytes))| (name, n, bytes));
+        flat.collect()
+    }
+
+    /// Every tensor of the layout has its place, and every tensor of the files is one of them.
+    pub(crate) fn check(
+        &self,
+        config: &ModelConfig,
+        layout: &Layout,
+    ) -> Result<(), CheckpointError> {
+        let mut used: HashSet<String> = HashSet::new();
+        for spec in &layout.tensors {
+            let place = self.place(config, spec)?;
+            used.extend(SCALES.map(|suffix| format!("{}{suffix}", place.name)));
+            used.insert(place.name);
+        }
+        let is_scale = |name: &str| OF_ACTIVATIONS.iter().any(|end| name.ends_with(end));
+        let known =
+            |name: &str| used.contains(name) || is_scale(name) || names::is_redundant(config, name);
+        match self.file.names().find(|name| !known(name)) {
+            None => Ok(()),
+            Some(name) => Err(CheckpointError::Unknown {
+                path: self.path.clone(),
+                name: name.to_string(),
+            }),
+        }
+    }
+
+    /// Where the files have a tensor.
+    fn place(&self, config: &ModelConfig, spec: &TensorSpec) -> Result<Stored, CheckpointError> {
+        let places = names::hugging_face(config, spec.part, &spec.shape);
+        let found = places.into_iter().find(|p| self.file.contains(&p.name));
+        let place = found.ok_or_else(|| CheckpointError::Missing {
+            path: self.path.clone(),
+            name: spec.name.clone(),
+        })?;
+        let shape = self.file.get(&place.name)?.shape;
+        if shape != place.shape {
+            return Err(CheckpointError::Shape {
+                path: self.path.clone(),
+                name: place.name,
+                found: shape.to_vec(),
+                expected: place.shape,
+            });
+        }
+        Ok(place)
+    }
+
+    /// Values of a tensor in f32, from row `row` on; `out` has room for whole rows.
+    pub(crate) fn read(
+        &self,
+        config: &ModelConfig,
+        spec: &TensorSpec,
+        row: usize,
+        out: &mut [f32],
+    ) -> Result<(), CheckpointError> {
+        let place = self.place(config, spec)?;
+        let view = self.file.get(&place.name)?;
+        view.copy_range_to_f32(place.start + row * spec.width(), out)?;
+        match view.dtype {
+            Dtype::F8E4M3 => self.scale(&place, row, out),
+            _ => Ok(()),
+        }
+    }
+
+    /// Multiplies FP8 values, from row `row` on, by their scales.
+    fn scale(&self, place: &Stored, row: usize, out: &mut [f32]) -> Result<(), CheckpointError> {
+        let wrong = |what: String| CheckpointError::Scale {
+            path: self.path.clone(),
+            name: place.name.clone(),
+            what,
+        };
+        let name = SCALES
+            .iter()
+            .map(|suffix| format!("{}{suffix}", place.name))
+            .find(|name| self.file.contains(name))
+            .ok_or_else(|| wrong("has no scale beside it".into()))?;
+        let &[rows, cols] = place.shape.as_slice() else {
+            return Err(wrong("is FP8 but no matrix".into()));
+        };
+        let view: TensorView = self.file.get(&name)?;
+        let scales = view.to_f32()?;
+        let blocks = [rows.div_ceil(self.block[0]), cols.div_ceil(self.block[1])];
+        let [high, wide] = match view.shape {
+            [] | [1] | [1, 1] => [rows, cols],
+            &[n] | &[n, 1] if n == rows => [1, cols],
+            shape if shape == blocks => self.block,
+            shape => {
+                return Err(wrong(format!(
+                    "is {rows} x {cols} with scales {shape:?}, expected one, one a row, or {blocks:?}"
+                )));
+            }
+        };
+        let across = cols.div_ceil(wide);
+        for (r, values) in out.chunks_exact_mut(cols).enumerate() {
+            for (c, part) in values.chunks_mut(wide).enumerate() {
+                let scale = scales[(row + r) / high * across + c];
+                part.iter_mut().for_each(|value| *value *= scale);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `quantization_config.weight_block_size`, where config.json says it.
+fn weight_block_size(config_json: &str) -> Option<[usize; 2]> {
+    let config: serde_json::Value = serde_json::from_str(config_json).ok()?;
+    let size = config["quantization_config"]["weight_block_size"].as_array()?;
+    let size: Vec<usize> = size
+        .iter()
+        .filter_map(|n| n.as_u64().and_then(|n| usize::try_from(n).ok()))
+        .filter(|&n| n > 0)
+        .collect();
+    size.try_into().ok()
+}

@@ -1,0 +1,168 @@
+//! A model on disk, whatever its layout: what it is, and its weights in the order of
+//! [`model::weights::Layout`].
+//!
+//! A [`Checkpoint`] is a directory in the Hugging Face layout ([`hugging_face`]). Opening maps the files and
+//! checks that every tensor of the architecture has its place with its shape, and that there is no tensor
+//! that the architecture does not have; no weight is read before it is asked for.
+//!
+//! Which names a tensor has in which layout is in [`model::names`]. Training state (optimizer, counters)
+//! is `train`'s; this crate reads what others wrote as well.
+
+mod hugging_face;
+pub mod write;
+
+use formats::error::FileError;
+use formats::json::JsonError;
+use formats::safetensors::SafeTensorsError;
+use hugging_face::HuggingFace;
+use model::config::ConfigError;
+use model::weights::TensorSpec;
+use model::{Layout, ModelConfig};
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+
+/// Why a model on disk cannot be used.
+#[derive(Debug, Error)]
+pub enum CheckpointError {
+    /// A file of tensors.
+    #[error(transparent)]
+    Tensors(#[from] SafeTensorsError),
+    /// The file system.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A JSON file.
+    #[error(transparent)]
+    Json(#[from] JsonError),
+    /// The configuration.
+    #[error("cannot use {}: {source}", path.display())]
+    Config {
+        /// Its file.
+        path: PathBuf,
+        /// Why.
+        source: ConfigError,
+    },
+    /// A tensor of the architecture is not there.
+    #[error("{} has no tensor {name}, which the architecture of config.json needs", path.display())]
+    Missing {
+        /// The files.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+    },
+    /// Weights of another architecture.
+    #[error("{}: tensor {name} is {found:?}, but {expected:?} is expected", path.display())]
+    Shape {
+        /// The files.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// As stored.
+        found: Vec<usize>,
+        /// As the configuration implies.
+        expected: Vec<usize>,
+    },
+    /// A tensor without a place.
+    #[error("{}: tensor {name} has no place in the architecture of config.json", path.display())]
+    Unknown {
+        /// The files.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+    },
+    /// FP8 weights whose scales do not fit.
+    #[error("{}: tensor {name} {what}", path.display())]
+    Scale {
+        /// The files.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// What is wrong.
+        what: String,
+    },
+}
+
+/// A model whose files have been opened.
+pub struct Checkpoint {
+    /// The directory.
+    pub path: PathBuf,
+    /// The architecture.
+    pub config: ModelConfig,
+    /// Its tensors.
+    pub layout: Layout,
+    files: HuggingFace,
+}
+
+impl Checkpoint {
+    /// Opens a checkpoint directory.
+    ///
+    /// # Errors
+    /// When a file is missing or damaged, or files and architecture do not fit together.
+    pub fn open(path: &Path) -> Result<Checkpoint, CheckpointError> {
+        let checkpoint = Checkpoint::open_unchecked(path)?;
+        checkpoint.check()?;
+        Ok(checkpoint)
+    }
+
+    /// Every tensor of the architecture has its place, and there is no other.
+    ///
+    /// # Errors
+    /// Names the first tensor for which that is not so.
+    pub fn check(&self) -> Result<(), CheckpointError> {
+        self.files.check(&self.config, &self.layout)
+    }
+
+    /// Types of the stored tensors, with their number and bytes.
+    pub fn stored(&self) -> Vec<(String, usize, u64)> {
+        self.files.stored()
+    }
+
+    /// As [`Checkpoint::open`], without the check: to tell what is wrong.
+    ///
+    /// # Errors
+    /// When a file is missing or damaged.
+    pub fn open_unchecked(path: &Path) -> Result<Checkpoint, CheckpointError> {
+        let file = path.join("config.json");
+        let text = std::fs::read_to_string(&file).map_err(|e| FileError::io("read", &file, e))?;
+        let config = ModelConfig::from_json(&text)
+            .map_err(|source| CheckpointError::Config { path: file, source })?;
+        let layout = Layout::new(&config);
+        let files = HuggingFace::open(path, &text)?;
+        Ok(Checkpoint {
+            path: path.to_path_buf(),
+            config,
+            layout,
+            files,
+        })
+    }
+
+    /// Values of one tensor in f32, from row `row` on; `out` has room for whole rows.
+    ///
+    /// # Panics
+    /// When the tensor has no such rows.
+    ///
+    /// # Errors
+    /// When the file has it in a form that is not read.
+    pub fn read(
+        &self,
+        spec: &TensorSpec,
+        row: usize,
+        out: &mut [f32],
+    ) -> Result<(), CheckpointError> {
+        let whole = out.len() % spec.width() == 0;
+        let fits = row * spec.width() + out.len() <= spec.span.len;
+        assert!(whole && fits, "the tensor has these rows");
+        self.files.read(&self.config, spec, row, out)
+    }
+
+    /// All parameters in f32, in the order of the layout.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read`].
+    pub fn weights(&self) -> Result<Vec<f32>, CheckpointError> {
+        let mut weights = vec![0.0; self.layout.len];
+        for spec in &self.layout.tensors {
+            self.read(spec, 0, &mut weights[spec.span.range()])?;
+        }
+        Ok(weights)
+    }
+}
