@@ -1,19 +1,22 @@
 //! A model on disk, whatever its layout: what it is, and its weights in the order of
 //! [`model::weights::Layout`].
 //!
-//! A [`Checkpoint`] is a directory in the Hugging Face layout ([`hugging_face`]). Opening maps the files and
-//! checks that every tensor of the architecture has its place with its shape, and that there is no tensor
+//! A [`Checkpoint`] is a directory in the Hugging Face layout (`hugging_face.rs`) or a GGUF file
+//! (`gguf.rs`). Opening maps the files and checks that every tensor of the architecture has its place with its shape, and that there is no tensor
 //! that the architecture does not have; no weight is read before it is asked for.
 //!
 //! Which names a tensor has in which layout is in [`model::names`]. Training state (optimizer, counters)
 //! is `train`'s; this crate reads what others wrote as well.
 
+pub mod gguf;
 mod hugging_face;
 pub mod write;
 
 use formats::error::FileError;
+use formats::gguf::{Gguf, GgufError};
 use formats::json::JsonError;
 use formats::safetensors::SafeTensorsError;
+use gguf::GgufModel;
 use hugging_face::HuggingFace;
 use model::config::ConfigError;
 use model::weights::TensorSpec;
@@ -27,6 +30,9 @@ pub enum CheckpointError {
     /// A file of tensors.
     #[error(transparent)]
     Tensors(#[from] SafeTensorsError),
+    /// A GGUF file.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
     /// The file system.
     #[error(transparent)]
     File(#[from] FileError),
@@ -40,6 +46,18 @@ pub enum CheckpointError {
         path: PathBuf,
         /// Why.
         source: ConfigError,
+    },
+    /// The metadata of a GGUF file.
+    #[error("{}: {key} is {found}, expected {expected}", path.display())]
+    Metadata {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// Its value.
+        found: String,
+        /// What it may be.
+        expected: String,
     },
     /// A tensor of the architecture is not there.
     #[error("{} has no tensor {name}, which the architecture of config.json needs", path.display())]
@@ -69,6 +87,14 @@ pub enum CheckpointError {
         /// The tensor.
         name: String,
     },
+    /// A layout cannot hold the model.
+    #[error("cannot write {}: {what}", path.display())]
+    NoWay {
+        /// What was to be written.
+        path: PathBuf,
+        /// What the layout lacks.
+        what: String,
+    },
     /// FP8 weights whose scales do not fit.
     #[error("{}: tensor {name} {what}", path.display())]
     Scale {
@@ -83,17 +109,22 @@ pub enum CheckpointError {
 
 /// A model whose files have been opened.
 pub struct Checkpoint {
-    /// The directory.
+    /// The directory, or the GGUF file.
     pub path: PathBuf,
     /// The architecture.
     pub config: ModelConfig,
     /// Its tensors.
     pub layout: Layout,
-    files: HuggingFace,
+    files: Files,
+}
+
+enum Files {
+    HuggingFace(HuggingFace),
+    Gguf(GgufModel),
 }
 
 impl Checkpoint {
-    /// Opens a checkpoint directory.
+    /// Opens a checkpoint directory or a GGUF file.
     ///
     /// # Errors
     /// When a file is missing or damaged, or files and architecture do not fit together.
@@ -108,12 +139,26 @@ impl Checkpoint {
     /// # Errors
     /// Names the first tensor for which that is not so.
     pub fn check(&self) -> Result<(), CheckpointError> {
-        self.files.check(&self.config, &self.layout)
+        match &self.files {
+            Files::HuggingFace(files) => files.check(&self.config, &self.layout),
+            Files::Gguf(file) => file.check(&self.config, &self.layout),
+        }
     }
 
     /// Types of the stored tensors, with their number and bytes.
     pub fn stored(&self) -> Vec<(String, usize, u64)> {
-        self.files.stored()
+        match &self.files {
+            Files::HuggingFace(files) => files.stored(),
+            Files::Gguf(file) => file.stored(),
+        }
+    }
+
+    /// The GGUF file, where it is one: for its tokenizer.
+    pub fn gguf(&self) -> Option<&Gguf> {
+        match &self.files {
+            Files::HuggingFace(_) => None,
+            Files::Gguf(model) => Some(&model.file),
+        }
     }
 
     /// As [`Checkpoint::open`], without the check: to tell what is wrong.
@@ -121,12 +166,22 @@ impl Checkpoint {
     /// # Errors
     /// When a file is missing or damaged.
     pub fn open_unchecked(path: &Path) -> Result<Checkpoint, CheckpointError> {
+        if path.is_file() {
+            let file = GgufModel::open(path)?;
+            let config = file.config()?;
+            return Ok(Checkpoint {
+                path: path.to_path_buf(),
+                layout: Layout::new(&config),
+                config,
+                files: Files::Gguf(file),
+            });
+        }
         let file = path.join("config.json");
         let text = std::fs::read_to_string(&file).map_err(|e| FileError::io("read", &file, e))?;
         let config = ModelConfig::from_json(&text)
             .map_err(|source| CheckpointError::Config { path: file, source })?;
         let layout = Layout::new(&config);
-        let files = HuggingFace::open(path, &text)?;
+        let files = Files::HuggingFace(HuggingFace::open(path, &text)?);
         Ok(Checkpoint {
             path: path.to_path_buf(),
             config,
@@ -151,7 +206,10 @@ impl Checkpoint {
         let whole = out.len() % spec.width() == 0;
         let fits = row * spec.width() + out.len() <= spec.span.len;
         assert!(whole && fits, "the tensor has these rows");
-        self.files.read(&self.config, spec, row, out)
+        match &self.files {
+            Files::HuggingFace(files) => files.read(&self.config, spec, row, out),
+            Files::Gguf(file) => file.read(&self.config, spec, row, out),
+        }
     }
 
     /// All parameters in f32, in the order of the layout.

@@ -21,7 +21,7 @@ use std::path::Path;
 pub const MAX_SHARD_BYTES: usize = 5_000_000_000;
 
 /// Values in memory at a time.
-const PIECE: usize = 1 << 20;
+pub(crate) const PIECE: usize = 1 << 20;
 
 /// What was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,6 +10,7 @@ use checkpoint::Checkpoint;
 use formats::hash;
 use infer::{Engine, EngineConfig, ModelRunner};
 use model::config::Compute;
+use model::weights::TensorSpec;
 use model::{Layout, ModelConfig, Transformer};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -37,14 +38,21 @@ pub(crate) fn checkpoint(path: &Path) -> Result<Checkpoint> {
     Ok(Checkpoint::open(&formats::run_dir::resolve_model(path)?)?)
 }
 
-/// What opening a model to run it takes: while it is made, the weights are there as read, as parameters, and
-/// packed.
-pub(crate) fn memory_needed(config: &ModelConfig, layout: &Layout) -> u64 {
+/// What opening a model to run it takes: embedding, norms and biases in f32, the matrices packed, and one of
+/// them as it is read.
+pub(crate) fn memory_needed(config: &ModelConfig) -> u64 {
+    let layout = Layout::for_serving(config);
     let packed = match config.compute {
         Compute::F32 => 4,
         Compute::Bf16 => 2,
     };
-    (layout.len as u64).saturating_mul(4 + 4 + packed)
+    let matrices = (layout.len - layout.kept_len) as u64;
+    let (q, f) = (
+        config.q_size() + 2 * config.kv_size(),
+        config.intermediate_size,
+    );
+    let rows = config.vocab_size.max(q).max(2 * f);
+    4 * layout.kept_len as u64 + packed * matrices + 4 * (rows * config.hidden_size) as u64
 }
 
 /// Opens a model to run it.
@@ -120,7 +128,7 @@ impl OpenModel {
     }
 
     fn runner(&self) -> Result<ModelRunner> {
-        let needed = memory_needed(&self.config, &self.checkpoint.layout);
+        let needed = memory_needed(&self.config);
         if let Some(free) = memory::available_bytes().filter(|&free| free < needed) {
             bail!(
                 "opening {} takes {} of memory, {} are available; close other programs or use a machine \
@@ -131,8 +139,8 @@ impl OpenModel {
             );
         }
         let device = env::device()?;
-        let weights = self.checkpoint.weights()?;
-        let model = Transformer::new(&device, self.config.clone(), &weights, false);
+        let mut read = |spec: &TensorSpec, out: &mut [f32]| self.checkpoint.read(spec, 0, out);
+        let model = Transformer::load(&device, self.config.clone(), &mut read)?;
         Ok(ModelRunner::new(device, model))
     }
 

@@ -11,7 +11,7 @@ use crate::config::{ModelConfig, NormPlacement};
 use crate::linear::Linear;
 use crate::mlp::{Mlp, MlpKept, MlpScratch};
 use crate::moe::{Moe, MoeKept, MoeScratch};
-use crate::weights::{BlockSpans, MlpSpans, Span};
+use crate::weights::{BlockSpans, Matrices, MlpSpans, Span};
 use tensor::ops::attention::{CachedSequence, KvLayer};
 use tensor::ops::gemm::Store;
 use tensor::ops::qk_norm_rope::{Gains, HeadShape, RopeTable};
@@ -176,12 +176,12 @@ impl Block {
     }
 
     /// Packs the present weights.
-    pub fn refresh(&mut self, device: &Device, params: &Tensor) {
-        self.qkv.refresh(device, params);
-        self.o.refresh(device, params);
+    pub fn refresh(&mut self, device: &Device, weights: &mut dyn Matrices) {
+        self.qkv.refresh(device, weights);
+        self.o.refresh(device, weights);
         match &mut self.feed_forward {
-            FeedForward::Dense(mlp) => mlp.refresh(device, params),
-            FeedForward::Sparse(moe) => moe.refresh(device, params),
+            FeedForward::Dense(mlp) => mlp.refresh(device, weights),
+            FeedForward::Sparse(moe) => moe.refresh(device, weights),
         }
     }
 

@@ -6,7 +6,7 @@
 //! The f32 weights stay in the flat array; the packed copies are in the type that is multiplied
 //! (`compute`) and are made again after every change of the weights.
 
-use crate::weights::Span;
+use crate::weights::{Matrices, Span};
 use tensor::ops::gemm::{self, Store};
 use tensor::{Compute, Device, Packed, Tensor, View, ViewMut};
 
@@ -36,8 +36,8 @@ impl Linear {
     }
 
     /// Packs the present weights.
-    pub fn refresh(&mut self, device: &Device, params: &Tensor) {
-        let w = params.range(self.span.range());
+    pub fn refresh(&mut self, device: &Device, weights: &mut dyn Matrices) {
+        let w = weights.get(device, self.span);
         self.forward.pack(device, w);
         if let Some(backward) = &mut self.backward {
             backward.pack_transposed(device, w);

@@ -1,7 +1,7 @@
 //! The dense feed-forward part: down(SiLU(gate x) * up x).
 
 use crate::linear::Linear;
-use crate::weights::SwigluSpans;
+use crate::weights::{Matrices, SwigluSpans};
 use tensor::ops::gemm::Store;
 use tensor::ops::swiglu;
 use tensor::{Compute, Device, Tensor, View};
@@ -70,9 +70,9 @@ impl Mlp {
     }
 
     /// Packs the present weights.
-    pub fn refresh(&mut self, device: &Device, params: &Tensor) {
-        self.gate_up.refresh(device, params);
-        self.down.refresh(device, params);
+    pub fn refresh(&mut self, device: &Device, weights: &mut dyn Matrices) {
+        self.gate_up.refresh(device, weights);
+        self.down.refresh(device, weights);
     }
 
     /// F.

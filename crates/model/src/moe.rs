@@ -8,7 +8,7 @@
 
 use crate::linear::Linear;
 use crate::mlp::{Mlp, MlpKept, MlpScratch};
-use crate::weights::{Span, SwigluSpans};
+use crate::weights::{Matrices, Span, SwigluSpans};
 use tensor::ops::gemm::Store;
 use tensor::ops::router::RouterShape;
 use tensor::ops::{grouped_gemm, moe_permute, router, swiglu};
@@ -144,18 +144,35 @@ impl Moe {
     }
 
     /// Packs the present weights.
-    pub fn refresh(&mut self, device: &Device, params: &Tensor) {
-        self.router.refresh(device, params);
-        self.shared.refresh(device, params);
-        let gate_up = params.range(self.experts.gate_up_proj.range());
-        let down = params.range(self.experts.down_proj.range());
-        self.gate_up.pack(device, gate_up);
-        self.down.pack(device, down);
-        if let Some(packed) = &mut self.gate_up_backward {
-            packed.pack_transposed(device, gate_up);
-        }
-        if let Some(packed) = &mut self.down_backward {
-            packed.pack_transposed(device, down);
+    pub fn refresh(&mut self, device: &Device, weights: &mut dyn Matrices) {
+        self.router.refresh(device, weights);
+        self.shared.refresh(device, weights);
+        let e = self.shape.num_experts;
+        let groups = [
+            (
+                self.experts.gate_up_proj,
+                &mut self.gate_up,
+                &mut self.gate_up_backward,
+            ),
+            (
+                self.experts.down_proj,
+                &mut self.down,
+                &mut self.down_backward,
+            ),
+        ];
+        for (all, forward, backward) in groups {
+            let len = all.len / e;
+            for expert in 0..e {
+                let span = Span {
+                    start: all.start + expert * len,
+                    len,
+                };
+                let w = weights.get(device, span);
+                forward.pack(device, expert, w);
+                if let Some(backward) = backward {
+                    backward.pack_transposed(device, expert, w);
+                }
+            }
         }
     }
 

@@ -15,7 +15,7 @@
 use crate::block::{Block, BlockKept, BlockScratch, Sequences, compute};
 use crate::config::ModelConfig;
 use crate::linear::Linear;
-use crate::weights::{Layout, MtpSpans};
+use crate::weights::{Layout, Matrices, MtpSpans, Read, TensorSpec};
 use tensor::ops::cross_entropy::{self, IGNORE};
 use tensor::ops::gemm::Store;
 use tensor::ops::qk_norm_rope::RopeTable;
@@ -133,7 +133,7 @@ pub struct Transformer {
     pub config: ModelConfig,
     /// Where tensors lie in `params`.
     pub layout: Layout,
-    /// All parameters in f32.
+    /// In f32: all parameters, or of a model that is served what is not packed.
     pub params: Tensor,
     pub(crate) blocks: Vec<Block>,
     pub(crate) lm_head: Linear,
@@ -202,6 +202,37 @@ impl Transformer {
             layout.len,
             "as many parameters as the layout says"
         );
+        let mut model = Transformer::empty(device, config, layout, trains);
+        model.params.write(params);
+        model.refresh(device);
+        model
+    }
+
+    /// A model to serve, whose weights `read` gives tensor by tensor. Only what is not packed is kept in f32.
+    ///
+    /// # Errors
+    /// The first of `read`.
+    pub fn load<E>(
+        device: &Device,
+        config: ModelConfig,
+        read: &mut dyn FnMut(&TensorSpec, &mut [f32]) -> Result<(), E>,
+    ) -> Result<Transformer, E> {
+        let layout = Layout::for_serving(&config);
+        let mut model = Transformer::empty(device, config, layout, false);
+        for spec in &model.layout.tensors {
+            if spec.span.start < model.layout.kept_len {
+                read(spec, &mut model.params.host_mut()[spec.span.range()])?;
+            }
+        }
+        let layout = model.layout.clone();
+        let mut weights = Read::new(device, &layout, read);
+        model.pack(device, &mut weights);
+        weights.finish()?;
+        Ok(model)
+    }
+
+    /// A model of zeros, nothing packed.
+    fn empty(device: &Device, config: ModelConfig, layout: Layout, trains: bool) -> Transformer {
         let compute = compute(&config);
         let blocks = layout
             .layers
@@ -220,31 +251,39 @@ impl Transformer {
                 trains,
             ),
         });
-        let mut tensor = Tensor::zeros(device, &[layout.len]);
-        tensor.write(params);
-        let mut model = Transformer {
+        Transformer {
             lm_head: Linear::new(device, compute, layout.lm_head, config.vocab_size, trains),
             rope: RopeTable::new(&config.inv_freq(), 0),
-            params: tensor,
+            params: Tensor::zeros(device, &[layout.kept_len]),
             blocks,
             mtp,
             layout,
             config,
-        };
-        model.refresh(device);
-        model
+        }
     }
 
     /// Packs the weights again: after every change of `params`.
+    ///
+    /// # Panics
+    /// When the model was made by [`Transformer::load`], which keeps no weights to pack.
     pub fn refresh(&mut self, device: &Device) {
-        let params = &self.params;
-        self.lm_head.refresh(device, params);
+        assert_eq!(
+            self.layout.kept_len, self.layout.len,
+            "a model that is served has its weights packed alone"
+        );
+        let params = std::mem::replace(&mut self.params, Tensor::zeros(device, &[0]));
+        self.pack(device, &mut &params);
+        self.params = params;
+    }
+
+    fn pack(&mut self, device: &Device, weights: &mut dyn Matrices) {
+        self.lm_head.refresh(device, weights);
         for block in &mut self.blocks {
-            block.refresh(device, params);
+            block.refresh(device, weights);
         }
         if let Some(mtp) = &mut self.mtp {
-            mtp.fc.refresh(device, params);
-            mtp.block.refresh(device, params);
+            mtp.fc.refresh(device, weights);
+            mtp.block.refresh(device, weights);
         }
     }
 

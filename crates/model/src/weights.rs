@@ -9,6 +9,7 @@
 use crate::config::{MlpType, ModelConfig};
 use crate::names::{self, LayerPart, Part, Projection};
 use std::ops::Range;
+use tensor::{Device, Tensor, View};
 
 /// A contiguous range of the flat parameter array.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,21 +148,30 @@ pub struct Layout {
     pub mtp: Option<MtpSpans>,
     /// Length of the flat array.
     pub len: usize,
+    /// Length of its first part, which is kept in f32; equal to `len` in the layout of training.
+    pub kept_len: usize,
 }
 
 struct Builder<'a> {
     config: &'a ModelConfig,
     tensors: Vec<TensorSpec>,
     len: usize,
+    /// Where matrices go, if not between the others.
+    matrices: Option<usize>,
 }
 
 impl Builder<'_> {
     fn add(&mut self, part: Part, shape: &[usize], role: Role) -> Span {
+        let is_packed = role == Role::Matrix || part == Part::LmHead;
+        let end = match &mut self.matrices {
+            Some(matrices) if is_packed => matrices,
+            _ => &mut self.len,
+        };
         let span = Span {
-            start: self.len,
+            start: *end,
             len: shape.iter().product(),
         };
-        self.len += span.len;
+        *end += span.len;
         let written = names::hugging_face(self.config, part, shape).swap_remove(0);
         self.tensors.push(TensorSpec {
             name: written.name,
@@ -194,17 +204,18 @@ impl Builder<'_> {
 
     fn experts(&mut self, of: impl Fn(usize, Projection) -> Part) -> SwigluSpans {
         let (d, f) = (self.config.hidden_size, self.config.moe_intermediate_size);
+        let end = |b: &Self| b.matrices.unwrap_or(b.len);
         let since = |b: &Self, start: usize| Span {
             start,
-            len: b.len - start,
+            len: end(b) - start,
         };
-        let first = self.len;
+        let first = end(self);
         for e in 0..self.config.num_experts {
             self.matrix(of(e, Projection::Gate), f, d);
             self.matrix(of(e, Projection::Up), f, d);
         }
         let gate_up_proj = since(self, first);
-        let first = self.len;
+        let first = end(self);
         for e in 0..self.config.num_experts {
             self.matrix(of(e, Projection::Down), d, f);
         }
@@ -267,11 +278,23 @@ fn join(a: Span, b: Span) -> Span {
 impl Layout {
     /// The layout that a configuration implies.
     pub fn new(config: &ModelConfig) -> Layout {
+        Layout::build(config, None)
+    }
+
+    /// As [`Layout::new`], with all matrices that are only multiplied with behind everything else: they are
+    /// packed when the model is opened, and need not be kept as they are.
+    pub fn for_serving(config: &ModelConfig) -> Layout {
+        let kept = Layout::build(config, Some(0)).kept_len;
+        Layout::build(config, Some(kept))
+    }
+
+    fn build(config: &ModelConfig, matrices: Option<usize>) -> Layout {
         let (v, d) = (config.vocab_size, config.hidden_size);
         let mut b = Builder {
             config,
             tensors: Vec::new(),
             len: 0,
+            matrices,
         };
         let embed_tokens = b.add(Part::EmbedTokens, &[v, d], Role::Embedding);
         let layers = (0..config.num_hidden_layers)
@@ -296,7 +319,8 @@ impl Layout {
             norm,
             lm_head,
             mtp,
-            len: b.len,
+            len: b.matrices.unwrap_or(b.len),
+            kept_len: b.len,
         }
     }
 
@@ -314,5 +338,65 @@ impl Layout {
                 MlpSpans::Dense(_) => None,
             })
             .collect()
+    }
+}
+
+/// Where the values of matrices come from when they are packed.
+pub trait Matrices {
+    /// The values of a span.
+    fn get(&mut self, device: &Device, span: Span) -> View<'_>;
+}
+
+impl Matrices for &Tensor {
+    fn get(&mut self, _: &Device, span: Span) -> View<'_> {
+        self.range(span.range())
+    }
+}
+
+/// Matrices that are read when they are asked for, one at a time.
+pub struct Read<'a, E> {
+    layout: &'a Layout,
+    read: &'a mut dyn FnMut(&TensorSpec, &mut [f32]) -> Result<(), E>,
+    values: Tensor,
+    failed: Option<E>,
+}
+
+impl<'a, E> Read<'a, E> {
+    /// Of a layout for serving.
+    pub fn new(
+        device: &Device,
+        layout: &'a Layout,
+        read: &'a mut dyn FnMut(&TensorSpec, &mut [f32]) -> Result<(), E>,
+    ) -> Read<'a, E> {
+        Read {
+            layout,
+            read,
+            values: Tensor::zeros(device, &[0]),
+            failed: None,
+        }
+    }
+
+    /// The first error, after which all values were zero.
+    pub fn finish(self) -> Result<(), E> {
+        self.failed.map_or(Ok(()), Err)
+    }
+}
+
+impl<E> Matrices for Read<'_, E> {
+    fn get(&mut self, device: &Device, span: Span) -> View<'_> {
+        if self.values.len() < span.len {
+            self.values = Tensor::zeros(device, &[span.len]);
+        }
+        let inside = |spec: &&TensorSpec| {
+            spec.span.start >= span.start && spec.span.start < span.start + span.len
+        };
+        for spec in self.layout.tensors.iter().filter(inside) {
+            let start = spec.span.start - span.start;
+            let out = &mut self.values.host_mut()[start..start + spec.span.len];
+            if self.failed.is_none() {
+                self.failed = (self.read)(spec, out).err();
+            }
+        }
+        self.values.range(0..span.len)
     }
 }

@@ -67,26 +67,18 @@ impl PackedGroup {
         }
     }
 
-    /// From `w (groups, n, k)`: products give `x w^T`.
-    pub fn pack(&mut self, device: &Device, w: View) {
+    /// Matrix `idx` from `w (n, k)`: products give `x w^T`.
+    pub fn pack(&mut self, device: &Device, idx: usize, w: View) {
         match (device, self, w) {
-            (Device::Cpu(cpu), PackedGroup::Cpu(group), View::Cpu(w)) => {
-                let len = w.len() / group.len();
-                for (packed, w) in group.iter_mut().zip(w.chunks_exact(len)) {
-                    packed.pack(cpu, w);
-                }
-            }
+            (Device::Cpu(cpu), PackedGroup::Cpu(group), View::Cpu(w)) => group[idx].pack(cpu, w),
         }
     }
 
-    /// From `w (groups, k, n)`: products give `x w`.
-    pub fn pack_transposed(&mut self, device: &Device, w: View) {
+    /// Matrix `idx` from `w (k, n)`: products give `x w`.
+    pub fn pack_transposed(&mut self, device: &Device, idx: usize, w: View) {
         match (device, self, w) {
             (Device::Cpu(cpu), PackedGroup::Cpu(group), View::Cpu(w)) => {
-                let len = w.len() / group.len();
-                for (packed, w) in group.iter_mut().zip(w.chunks_exact(len)) {
-                    packed.pack_transposed(cpu, w);
-                }
+                group[idx].pack_transposed(cpu, w);
             }
         }
     }

@@ -212,7 +212,9 @@ impl Case for Grouped {
         match self.kind {
             Kind::Gathered | Kind::InPlace => {
                 let mut packed = PackedGroup::new(device, compute, e, n, k);
-                packed.pack(device, w.view());
+                for idx in 0..e {
+                    packed.pack(device, idx, w.range(idx * n * k..(idx + 1) * n * k));
+                }
                 let gathers = self.kind == Kind::Gathered;
                 let store = if gathers {
                     Store::Overwrite
@@ -227,7 +229,9 @@ impl Case for Grouped {
             }
             Kind::Transposed => {
                 let mut packed = PackedGroup::new(device, compute, e, k, n);
-                packed.pack_transposed(device, w.view());
+                for idx in 0..e {
+                    packed.pack_transposed(device, idx, w.range(idx * n * k..(idx + 1) * n * k));
+                }
                 Box::new(move |out| {
                     let (dx, dy, offsets) = (out[0].floats_mut(), dy.view(), offsets.view());
                     grouped_matmul(device, dx, dy, None, offsets, &packed, Store::Overwrite);

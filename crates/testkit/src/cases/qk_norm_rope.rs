@@ -121,10 +121,14 @@ impl Heads {
             }
         })
     }
-    /// r of each head of q and k: (T, H+G); left at 0 where nothing is normed.
+    fn old_rstd(&self) -> Vec<f32> {
+        let heads = self.shape.num_heads + self.shape.num_kv_heads;
+        normal(self.t * heads, "old rstd")
+    }
+    /// r of each head of q and k: (T, H+G); left as it was where nothing is normed.
     fn rstd(&self, qkv: &[f64]) -> Vec<f64> {
         if !self.has_norm {
-            return vec![0.0; self.t * (self.shape.num_heads + self.shape.num_kv_heads)];
+            return to_f64(&self.old_rstd());
         }
         let (size, (q, k)) = (self.shape.qkv_size(), self.widths());
         columns(qkv, size, 0, q + k)
@@ -153,7 +157,10 @@ impl Case for Forward {
         vec![
             Output::new("q", t * q, tolerance),
             Output::new("k", t * k, tolerance),
-            Output::new("rstd", t * (q + k) / self.0.shape.head_dim, tolerance),
+            match self.0.has_norm {
+                true => Output::new("rstd", t * (q + k) / self.0.shape.head_dim, tolerance),
+                false => Output::operand("rstd", self.0.old_rstd(), tolerance),
+            },
         ]
     }
     fn reference(&self) -> Vec<Vec<f64>> {

@@ -91,7 +91,7 @@ fn describe(config: &ModelConfig, layout: &Layout) -> Result<Told> {
     // What one more token adds once every window is full.
     let kv_token = kv_bytes(config, context) - kv_bytes(config, context - 1);
     let (device, threads) = (env::device()?, env::threads()?);
-    let needed = open::memory_needed(config, layout);
+    let needed = open::memory_needed(config);
     let available = memory::available_bytes();
     let fits = available.is_none_or(|available| needed <= available);
     let precisions = PRECISIONS.map(|(name, bits)| (name, stored_bytes(layout, bits)));
