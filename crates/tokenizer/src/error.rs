@@ -1,8 +1,9 @@
-//! What can go wrong with a `tokenizer.json` and with the special tokens a caller relies on.
+//! What can go wrong with a vocabulary, and with the special tokens a caller relies on.
 
 use std::path::PathBuf;
 
-/// A `tokenizer.json` could not be read, or is not one that this crate encodes exactly.
+/// A `tokenizer.json`, or the vocabulary of a GGUF file, could not be read, or is not one that this
+/// crate encodes exactly.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LoadError {
@@ -29,7 +30,7 @@ pub enum LoadError {
     #[error("`{field}` is {found}, which is not supported; expected {expected}")]
     Unsupported {
         /// Path of the key in the file.
-        field: &'static str,
+        field: String,
         /// What stands there, shortened.
         found: String,
         /// What is understood.
@@ -42,6 +43,33 @@ pub enum LoadError {
         pattern: String,
         /// Where and why.
         source: Box<fancy_regex::Error>,
+    },
+    /// The pattern of the pre-tokenizer has something that would match other text here than in the
+    /// library that it was written for.
+    #[error("pre-tokenizer pattern {pattern:?} has {what} at byte {at}, which is not supported")]
+    UnsupportedPattern {
+        /// The pattern.
+        pattern: String,
+        /// Where the construct stands.
+        at: usize,
+        /// The construct.
+        what: String,
+    },
+    /// A setting names a token that is not there.
+    #[error("`{field}` names the token {token:?}, which is not in the vocabulary")]
+    MissingToken {
+        /// Path of the key in the file.
+        field: String,
+        /// The token as spelled.
+        token: String,
+    },
+    /// A setting names an id that no token has.
+    #[error("`{field}` names the id {id}, which no token has")]
+    MissingId {
+        /// Path of the key in the file.
+        field: String,
+        /// The id.
+        id: u32,
     },
     /// The same token stands twice.
     #[error("token {token:?} stands in the vocabulary twice, with ids {first} and {second}")]
@@ -101,6 +129,31 @@ pub enum LoadError {
         /// Place in the list, from 0.
         index: usize,
         /// The missing token.
+        token: String,
+    },
+    /// Two lists of a GGUF file that belong together have different lengths.
+    #[error("`{field}` has {found} entries for {expected} tokens")]
+    Length {
+        /// Key in the file.
+        field: &'static str,
+        /// Entries found.
+        found: usize,
+        /// Number of tokens.
+        expected: usize,
+    },
+    /// A score that is no number to compare.
+    #[error("token {token:?} has the score {score}; scores must be finite numbers")]
+    BadScore {
+        /// The token as spelled.
+        token: String,
+        /// Its score.
+        score: f32,
+    },
+    /// A character that could not be encoded: there is neither a token for the byte nor an unknown
+    /// token.
+    #[error("no token {token:?} and no unknown token; some text could not be encoded")]
+    NoFallback {
+        /// The token of the byte.
         token: String,
     },
     /// The same pair stands twice, so that its rank is unclear.

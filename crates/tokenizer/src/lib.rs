@@ -1,9 +1,10 @@
 //! The tokenizer of K-EXAONE's kind: byte-level BPE with tokens that span words. Trained, used, and
-//! kept as a `tokenizer.json` that the Hugging Face `tokenizers` library reads.
+//! kept as a `tokenizer.json` that the Hugging Face `tokenizers` library reads. Vocabularies of the GPT
+//! and Llama families are read too, from such files and from GGUF.
 //!
 //! In reading order: `tokenizer` (text to ids and back), `pretokenize` and `bpe` (the two steps of
 //! it), `train`, `special` (tokens with a meaning), `chat_template` (messages to ids), `stream` (ids to
-//! text as they come), `json` (the file).
+//! text as they come), `json` and `gguf` (the files), `assemble` (from a file to a tokenizer).
 //!
 //! ```
 //! use dokja_tokenizer::{Trainer, chat::{self, ChatOptions, Message}};
@@ -30,7 +31,16 @@ mod added;
 mod bpe;
 mod byte_alphabet;
 mod char_class;
+mod decode;
 mod fast_hash;
+mod normalize;
+mod postprocess;
+mod spm;
+
+mod assemble;
+
+pub mod gguf;
+mod json;
 
 pub mod train;
 
@@ -40,11 +50,11 @@ pub mod chat_template;
 pub mod stream;
 
 pub mod error;
-mod json;
 
 pub use crate::tokenizer::{MAX_VOCAB_SIZE, Tokenizer};
 pub use chat_template as chat;
 pub use error::{LoadError, MissingSpecial, SaveError};
+pub use gguf::{GgufData, GgufVocab, NotInGguf};
 pub use special::{AddedToken, Specials};
 pub use stream::StreamDecoder;
 pub use train::{Progress, TrainError, Trainer};

@@ -1,350 +1,478 @@
 //! Cutting normalised text into pre-tokens: pieces that no token crosses.
 //!
-//! The K-EXAONE pattern, one alternation tried in this order at every position:
+//! A pre-tokenizer is a row of steps; each takes the pieces of the one before:
 //!
 //! ```text
-//! (?i:'s|'t|'re|'ve|'m|'ll|'d)                              English contractions
-//! [^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+       a run of words, with one character before
-//! \p{N}                                                      one digit
-//!  ?[^\s\p{L}\p{N}]+[\r\n/]?                                symbols, with a space before, a break after
-//! \s*[\r\n]                                                  white space up to its last line break
-//! \s+(?!\S)                                                  white space but its last character
-//! \s+                                                        white space
+//! Split      where a pattern matches: the match apart, left out, or joined to a neighbour
+//! Digits     numbers apart, each for itself or run by run
+//! ByteLevel  a space before, GPT-2's pattern, and bytes as symbols of the model; must be last
+//! Metaspace  spaces become another character, which each piece then begins with
 //! ```
 //!
-//! A whole run of words is one pre-token, which is what lets a token span several words. The pattern
-//! covers every character, so pieces follow each other without gaps. `Pieces` is that pattern as a
-//! scanner in linear time; other patterns run in the regular-expression library.
-//! Source: the `exaone-moe` pre-tokenizer as llama.cpp ports it. Tested against the pattern itself
-//! below, and against the `tokenizers` library in `tests/`.
+//! K-EXAONE's is one `Split` and a `ByteLevel` that only spells bytes.
+//! Source: the Hugging Face `tokenizers` library, whose answers the tests hold.
 
-use crate::char_class::{
-    Class, ClassTable, LETTER, MARK, NEWLINE, NUMBER, OTHER, SPACE, class_of_ascii,
-};
+mod k_exaone;
+mod onig;
+mod pattern;
+
+pub use k_exaone::{K_EXAONE_PATTERN, Pieces};
+pub(crate) use k_exaone::{crosses_words, words};
+pub(crate) use pattern::{GPT2_PATTERN, Pattern, PatternSource};
+
+use crate::char_class::{ClassTable, NUMBER};
 use crate::error::LoadError;
-use fancy_regex::{Regex, RegexBuilder};
+use std::ops::Range;
+use std::sync::LazyLock;
 
-/// The pattern as it stands in `tokenizer.json`.
-pub const K_EXAONE_PATTERN: &str = concat!(
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
-    r"|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+",
-    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+"
-);
+/// More steps than any tokenizer has; each is a level of recursion.
+const MAX_STEPS: usize = 64;
 
-/// How a text is cut.
-#[derive(Debug)]
+/// A pre-tokenizer as `tokenizer.json` names it.
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) enum PreTokenizer {
-    KExaone,
-    Pattern {
-        source: PatternSource,
-        regex: Box<Regex>,
+    Split {
+        pattern: Pattern,
+        behavior: Behavior,
+        invert: bool, // what lies between matches takes the part of the matches
     },
+    ByteLevel(ByteLevel),
+    Digits {
+        individual_digits: bool,
+    },
+    Metaspace(Metaspace),
+    Sequence(Vec<PreTokenizer>),
 }
 
-/// A pattern as `tokenizer.json` writes it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum PatternSource {
-    Regex(String),
-    Literal(String),
+/// What becomes of a match and its neighbours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Behavior {
+    Removed,
+    Isolated,
+    MergedWithPrevious,
+    MergedWithNext,
+    Contiguous,
+}
+
+/// Settings that pre-tokenizer, decoder and post-processor of this name share. `trim_offsets` plays no
+/// part in ids or text; it is kept for writing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ByteLevel {
+    pub(crate) add_prefix_space: bool,
+    pub(crate) trim_offsets: bool,
+    pub(crate) use_regex: bool,
+}
+
+impl ByteLevel {
+    /// Bytes for characters and nothing else.
+    pub(crate) const PLAIN: ByteLevel = ByteLevel {
+        add_prefix_space: false,
+        trim_offsets: true,
+        use_regex: false,
+    };
+
+    /// The settings that a decoder is written with; none of them plays a part there.
+    pub(crate) const DECODER: ByteLevel = ByteLevel {
+        add_prefix_space: true,
+        trim_offsets: true,
+        use_regex: true,
+    };
+}
+
+/// Settings that pre-tokenizer and decoder of this name share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Metaspace {
+    pub(crate) replacement: char,
+    pub(crate) prepend_scheme: PrependScheme,
+    pub(crate) split: bool,
+}
+
+/// Where a text gets a leading space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PrependScheme {
+    /// Before the first piece of the text, unless an added token stands first.
+    First,
+    Never,
+    /// Before every stretch between added tokens.
+    Always,
 }
 
 impl PreTokenizer {
-    /// Takes the scanner for the K-EXAONE pattern and the regular-expression library for any other.
-    pub(crate) fn new(source: PatternSource) -> Result<Self, LoadError> {
-        let pattern = match &source {
-            PatternSource::Regex(pattern) if pattern == K_EXAONE_PATTERN => {
-                return Ok(PreTokenizer::KExaone);
-            }
-            PatternSource::Regex(pattern) => pattern.clone(),
-            PatternSource::Literal(literal) => fancy_regex::escape(literal).into_owned(),
-        };
-        match RegexBuilder::new(&pattern).build() {
-            Ok(regex) => Ok(PreTokenizer::Pattern {
-                source,
-                regex: Box::new(regex),
-            }),
-            Err(source) => Err(LoadError::BadPattern {
+    /// The pre-tokenizer of K-EXAONE.
+    pub(crate) fn k_exaone() -> Self {
+        let pattern = Pattern::new(PatternSource::Regex(K_EXAONE_PATTERN.to_owned()));
+        let pattern = pattern.expect("a scanner stands for it");
+        PreTokenizer::Sequence(vec![
+            PreTokenizer::Split {
                 pattern,
-                source: Box::new(source),
-            }),
-        }
+                behavior: Behavior::Isolated,
+                invert: false,
+            },
+            PreTokenizer::ByteLevel(ByteLevel::PLAIN),
+        ])
     }
 
-    /// Calls `f` with each piece, in order; the pieces together are the text.
-    pub(crate) fn for_each<'a>(&self, text: &'a str, mut f: impl FnMut(&'a str)) {
+    /// Whether both cut every text alike, whatever they say of offsets.
+    pub(crate) fn cuts_like(&self, other: &PreTokenizer) -> bool {
+        let (mut own, mut others) = (Vec::new(), Vec::new());
+        self.flatten(&mut own);
+        other.flatten(&mut others);
+        let is_alike = |(own, other): (&PreTokenizer, &PreTokenizer)| match (own, other) {
+            (PreTokenizer::ByteLevel(own), PreTokenizer::ByteLevel(other)) => {
+                let trim_offsets = own.trim_offsets;
+                *own == ByteLevel {
+                    trim_offsets,
+                    ..*other
+                }
+            }
+            (own, other) => own == other,
+        };
+        own.len() == others.len() && own.into_iter().zip(others).all(is_alike)
+    }
+
+    /// The steps, with sequences opened.
+    fn flatten<'a>(&'a self, steps: &mut Vec<&'a PreTokenizer>) {
         match self {
-            PreTokenizer::KExaone => Pieces::new(text).for_each(f),
-            PreTokenizer::Pattern { regex, .. } => {
-                let mut end = 0;
-                for found in regex.find_iter(text) {
-                    // A pattern that gives up (its backtracking limit) leaves the rest in one piece:
-                    // encoding cannot fail, and the ids still decode to the text.
-                    let Ok(found) = found else { break };
-                    for piece in [&text[end..found.start()], found.as_str()] {
-                        if !piece.is_empty() {
-                            f(piece);
-                        }
+            // No deeper than the nesting that JSON was read with.
+            PreTokenizer::Sequence(parts) => parts.iter().for_each(|part| part.flatten(steps)),
+            step => steps.push(step),
+        }
+    }
+}
+
+/// A pre-tokenizer, ready to cut.
+#[derive(Debug)]
+pub(crate) struct Cutter {
+    steps: Vec<Step>,
+    is_byte_level: bool,
+}
+
+#[derive(Debug)]
+enum Step {
+    PrefixSpace,
+    Split(Pattern, Behavior, bool),
+    Digits(Behavior),
+    Metaspace(Metaspace),
+}
+
+impl Cutter {
+    /// # Errors
+    /// If a step follows `ByteLevel`, or there are too many.
+    pub(crate) fn new(pre_tokenizer: Option<&PreTokenizer>) -> Result<Self, LoadError> {
+        static GPT2: LazyLock<Pattern> = LazyLock::new(|| {
+            let source = PatternSource::Regex(GPT2_PATTERN.to_owned());
+            Pattern::new(source).expect("a pattern known to compile")
+        });
+        let mut parts = Vec::new();
+        if let Some(pre_tokenizer) = pre_tokenizer {
+            pre_tokenizer.flatten(&mut parts);
+        }
+        let unsupported = |found: String, expected| LoadError::Unsupported {
+            field: "pre_tokenizer".to_owned(),
+            found,
+            expected,
+        };
+        if parts.len() > MAX_STEPS {
+            let found = format!("a row of {} steps", parts.len());
+            return Err(unsupported(found, "at most 64 steps"));
+        }
+        let mut cutter = Cutter {
+            steps: Vec::new(),
+            is_byte_level: false,
+        };
+        for part in parts {
+            if cutter.is_byte_level {
+                let found = "a ByteLevel with a step after it".to_owned();
+                return Err(unsupported(found, "ByteLevel as the last step"));
+            }
+            match part {
+                PreTokenizer::Split {
+                    pattern,
+                    behavior,
+                    invert,
+                } => cutter
+                    .steps
+                    .push(Step::Split(pattern.clone(), *behavior, *invert)),
+                PreTokenizer::ByteLevel(byte_level) => {
+                    cutter.is_byte_level = true;
+                    if byte_level.add_prefix_space {
+                        cutter.steps.push(Step::PrefixSpace);
                     }
-                    end = found.end();
+                    if byte_level.use_regex {
+                        let split = Step::Split(GPT2.clone(), Behavior::Isolated, false);
+                        cutter.steps.push(split);
+                    }
                 }
-                if end < text.len() {
-                    f(&text[end..]);
+                PreTokenizer::Digits { individual_digits } => {
+                    cutter.steps.push(Step::Digits(match individual_digits {
+                        true => Behavior::Isolated,
+                        false => Behavior::Contiguous,
+                    }));
                 }
+                PreTokenizer::Metaspace(metaspace) => {
+                    cutter.steps.push(Step::Metaspace(*metaspace));
+                }
+                PreTokenizer::Sequence(_) => {}
             }
+        }
+        Ok(cutter)
+    }
+
+    /// Whether the model's symbols are bytes, spelled in the byte alphabet, rather than characters.
+    pub(crate) fn is_byte_level(&self) -> bool {
+        self.is_byte_level
+    }
+
+    /// Calls `f` with each piece of a stretch of text, in order; `is_start` if nothing comes before it.
+    pub(crate) fn for_each(&self, text: &str, is_start: bool, f: &mut dyn FnMut(&str)) {
+        if !text.is_empty() {
+            cut(&self.steps, text, is_start, f);
         }
     }
 }
 
-/// The pieces of a text by the K-EXAONE pattern.
-pub struct Pieces<'a> {
-    text: &'a str,
-    position: usize, // byte where the next piece starts
-    table: &'static ClassTable,
-}
-
-impl<'a> Pieces<'a> {
-    /// Starts at the beginning of `text`, which should be in NFC.
-    pub fn new(text: &'a str) -> Self {
-        Pieces {
-            text,
-            position: 0,
-            table: ClassTable::get(),
+fn cut(steps: &[Step], text: &str, is_start: bool, f: &mut dyn FnMut(&str)) {
+    let Some((step, rest)) = steps.split_first() else {
+        return f(text);
+    };
+    let mut next = |text: &str, range: Range<usize>| {
+        if !range.is_empty() {
+            let is_start = is_start && range.start == 0;
+            cut(rest, &text[range], is_start, f);
         }
-    }
-
-    /// The class and the width in bytes of the character at `position`; `None` at the end.
-    #[inline]
-    fn peek(&self, position: usize) -> Option<(Class, usize)> {
-        let byte = *self.text.as_bytes().get(position)?;
-        if byte < 0x80 {
-            return Some((class_of_ascii(byte), 1));
+    };
+    match step {
+        Step::PrefixSpace if text.starts_with(' ') => next(text, 0..text.len()),
+        Step::PrefixSpace => next(&format!(" {text}"), 0..text.len() + 1),
+        Step::Split(pattern, behavior, invert) => {
+            let mut joiner = Joiner::new(*behavior);
+            let mut emit = |range| next(text, range);
+            pattern.for_each(text, &mut |range, is_match| {
+                joiner.push(range, is_match != *invert, &mut emit);
+            });
+            joiner.finish(&mut emit);
         }
-        let c = self.text[position..].chars().next()?;
-        Some((self.table.class(c), c.len_utf8()))
-    }
-
-    fn byte(&self, position: usize) -> Option<u8> {
-        self.text.as_bytes().get(position).copied()
-    }
-
-    /// The first position from `position` on whose class is not in `classes`.
-    fn skip(&self, mut position: usize, classes: &[Class]) -> usize {
-        while let Some((class, width)) = self.peek(position) {
-            if !classes.contains(&class) {
-                break;
-            }
-            position += width;
-        }
-        position
-    }
-
-    /// The end of the run of words that starts with the letter at `position`.
-    fn word_run(&self, mut position: usize) -> usize {
-        loop {
-            // Marks may follow a letter; the letter itself is known to be there.
-            while let Some((LETTER | MARK, width)) = self.peek(position) {
-                position += width;
-            }
-            let is_next_word = self.byte(position) == Some(b' ')
-                && matches!(self.peek(position + 1), Some((LETTER, _)));
-            if !is_next_word {
-                return position;
-            }
-            position += 1;
-        }
-    }
-
-    /// The end of a contraction whose apostrophe is at `position`.
-    fn contraction(&self, position: usize) -> Option<usize> {
-        let mut rest = self.text[position + 1..].chars();
-        let (first, second) = (rest.next()?, rest.next());
-        match (
-            first.to_ascii_lowercase(),
-            second.map(|c| c.to_ascii_lowercase()),
-        ) {
-            // Ignoring case, the pattern's `s` also matches the long s.
-            ('s' | '\u{17F}' | 't' | 'm' | 'd', _) => Some(position + 1 + first.len_utf8()),
-            ('r' | 'v', Some('e')) | ('l', Some('l')) => Some(position + 3),
-            _ => None,
-        }
-    }
-
-    /// The end of the piece that starts at `start`.
-    fn piece_end(&self, start: usize) -> Option<usize> {
-        let (class, width) = self.peek(start)?;
-        let first = self.byte(start)?;
-        if first == b'\''
-            && let Some(end) = self.contraction(start)
-        {
-            return Some(end);
-        }
-        match class {
-            LETTER => return Some(self.word_run(start)),
-            NUMBER => return Some(start + width),
-            NEWLINE => {}
-            _ => {
-                if let Some((LETTER, _)) = self.peek(start + width) {
-                    return Some(self.word_run(start + width));
+        Step::Digits(behavior) => {
+            let table = ClassTable::get();
+            let mut joiner = Joiner::new(*behavior);
+            let mut emit = |range| next(text, range);
+            let mut end = 0;
+            for (start, c) in text.char_indices() {
+                if table.class(c) == NUMBER {
+                    if end < start {
+                        joiner.push(end..start, false, &mut emit);
+                    }
+                    end = start + c.len_utf8();
+                    joiner.push(start..end, true, &mut emit);
                 }
             }
+            if end < text.len() {
+                joiner.push(end..text.len(), false, &mut emit);
+            }
+            joiner.finish(&mut emit);
         }
-        let symbols = start + usize::from(first == b' ');
-        let end = self.skip(symbols, &[MARK, OTHER]);
-        if end > symbols {
-            // A slash is itself a symbol, so only a line break can be left to take.
-            let has_break = matches!(self.byte(end), Some(b'\r' | b'\n'));
-            return Some(end + usize::from(has_break));
+        Step::Metaspace(metaspace) => {
+            let text = metaspace.spell(text, is_start);
+            if !metaspace.split {
+                return next(&text, 0..text.len());
+            }
+            let mut start = 0;
+            for (at, _) in text.match_indices(metaspace.replacement) {
+                next(&text, start..at);
+                start = at;
+            }
+            next(&text, start..text.len());
         }
-        Some(self.white_space(start))
+    }
+}
+
+impl Metaspace {
+    /// The text with the replacement for every space and, by the scheme, before it.
+    fn spell(&self, text: &str, is_start: bool) -> String {
+        let mut buffer = [0; 4];
+        let replacement = self.replacement.encode_utf8(&mut buffer);
+        let text = text.replace(' ', replacement);
+        let has_prefix = match self.prepend_scheme {
+            PrependScheme::Always => true,
+            PrependScheme::First => is_start,
+            PrependScheme::Never => false,
+        };
+        match has_prefix && !text.starts_with(self.replacement) {
+            true => format!("{replacement}{text}"),
+            false => text,
+        }
+    }
+}
+
+/// Joins matches to their neighbours: at most one range waits for what follows it.
+struct Joiner {
+    behavior: Behavior,
+    held: Option<Range<usize>>,
+    was_match: bool,
+}
+
+impl Joiner {
+    fn new(behavior: Behavior) -> Self {
+        Joiner {
+            behavior,
+            held: None,
+            was_match: false,
+        }
     }
 
-    /// The end of the piece of white space that starts at `start`.
-    fn white_space(&self, start: usize) -> usize {
-        let (mut end, mut last, mut after_break) = (start, start, None);
-        while let Some((class @ (SPACE | NEWLINE), width)) = self.peek(end) {
-            last = end;
-            end += width;
-            if class == NEWLINE {
-                after_break = Some(end);
+    fn push(&mut self, range: Range<usize>, is_match: bool, emit: &mut dyn FnMut(Range<usize>)) {
+        // Whether the range goes on where the one that waits ends.
+        let is_joined = match self.behavior {
+            Behavior::Removed if is_match => return,
+            Behavior::Removed | Behavior::Isolated => return emit(range),
+            Behavior::Contiguous => is_match == self.was_match,
+            Behavior::MergedWithPrevious => is_match && !self.was_match,
+            // Only a match waits here.
+            Behavior::MergedWithNext => !is_match,
+        };
+        self.was_match = is_match;
+        match &mut self.held {
+            Some(held) if is_joined => held.end = range.end,
+            held => {
+                let before = held.replace(range);
+                before.into_iter().for_each(&mut *emit);
             }
         }
-        match after_break {
-            Some(position) => position,
-            None if end == self.text.len() || last == start => end,
-            None => last,
+        if self.behavior == Behavior::MergedWithNext && !is_match {
+            self.finish(emit);
         }
     }
-}
 
-impl<'a> Iterator for Pieces<'a> {
-    type Item = &'a str;
-
-    fn next(&mut self) -> Option<&'a str> {
-        let start = self.position;
-        self.position = self.piece_end(start)?;
-        Some(&self.text[start..self.position])
+    fn finish(&mut self, emit: &mut dyn FnMut(Range<usize>)) {
+        self.held.take().into_iter().for_each(emit);
     }
-}
-
-/// Cuts before every space that follows something else: the words of a run, each with its space.
-///
-/// The pieces are those that the first stage of training sees, and what encoding may treat apart.
-pub(crate) fn words(piece: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let mut rest = piece;
-    std::iter::from_fn(move || {
-        if rest.is_empty() {
-            return None;
-        }
-        let cut = (1..rest.len()).find(|&i| rest[i] == b' ' && rest[i - 1] != b' ');
-        let (word, tail) = rest.split_at(cut.unwrap_or(rest.len()));
-        rest = tail;
-        Some(word)
-    })
-}
-
-/// Whether a token with these bytes lies across a cut that `words` makes.
-pub(crate) fn crosses_words(token: &[u8]) -> bool {
-    token
-        .windows(2)
-        .any(|pair| pair[0] != b' ' && pair[1] == b' ')
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
-    use std::sync::LazyLock;
 
-    fn by_pattern(text: &str) -> Vec<&str> {
-        static REGEX: LazyLock<Regex> = LazyLock::new(|| Regex::new(K_EXAONE_PATTERN).unwrap());
-        REGEX
-            .find_iter(text)
-            .map(|found| found.unwrap().as_str())
-            .collect()
+    fn split(regex: &str, behavior: Behavior, invert: bool) -> PreTokenizer {
+        let pattern = Pattern::new(PatternSource::Regex(regex.to_owned())).unwrap();
+        PreTokenizer::Split {
+            pattern,
+            behavior,
+            invert,
+        }
     }
 
-    fn by_scanner(text: &str) -> Vec<&str> {
-        Pieces::new(text).collect()
+    fn pieces(pre_tokenizer: &PreTokenizer, text: &str) -> Vec<String> {
+        let mut pieces = Vec::new();
+        let cutter = Cutter::new(Some(pre_tokenizer)).unwrap();
+        cutter.for_each(text, true, &mut |piece| pieces.push(piece.to_owned()));
+        pieces
     }
 
     #[test]
-    fn a_run_of_words_is_one_piece_and_digits_stand_alone() {
-        let text = "the old town, 1987's \t\n  don't/x  \u{D55C}\u{AD6D} \u{B9D0}";
-        let expected = [
-            "the old town",
-            ",",
-            " ",
-            "1",
-            "9",
-            "8",
-            "7",
-            "'s",
-            " \t\n",
-            " ",
-            " don",
-            "'t",
-            "/x",
-            " ",
-            " \u{D55C}\u{AD6D} \u{B9D0}",
+    fn the_five_behaviors_are_those_that_are_published() {
+        use Behavior::{Contiguous, Isolated, MergedWithNext, MergedWithPrevious, Removed};
+        // The example of the library's documentation.
+        let cases: [(Behavior, &[&str]); 5] = [
+            (Removed, &["the", "final", "countdown"]),
+            (Isolated, &["the", "-", "final", "-", "-", "countdown"]),
+            (MergedWithPrevious, &["the-", "final-", "-", "countdown"]),
+            (MergedWithNext, &["the", "-final", "-", "-countdown"]),
+            (Contiguous, &["the", "-", "final", "--", "countdown"]),
         ];
-        assert_eq!(by_scanner(text), expected);
-        assert_eq!(by_pattern(text), expected);
+        for (behavior, expected) in cases {
+            let step = split("-", behavior, false);
+            assert_eq!(
+                pieces(&step, "the-final--countdown"),
+                expected,
+                "{behavior:?}"
+            );
+        }
+        let inverted = split("[a-z]+", Removed, true);
+        assert_eq!(
+            pieces(&inverted, "the-final--countdown"),
+            ["the", "final", "countdown"]
+        );
+        assert_eq!(pieces(&split("-", MergedWithNext, false), "a-"), ["a", "-"]);
+        assert_eq!(
+            pieces(&split("-", MergedWithPrevious, false), "-a"),
+            ["-", "a"]
+        );
     }
 
     #[test]
-    fn words_are_cut_before_a_space_that_follows_something_else() {
-        let cut = |text: &'static str| words(text.as_bytes()).map(<[u8]>::len).collect::<Vec<_>>();
-        assert_eq!(cut(" of the sea"), [3, 4, 4]);
-        assert_eq!(cut("   "), [3]);
-        assert_eq!(cut(""), [0; 0]);
-        assert!(crosses_words(b"of the") && crosses_words(b"a "));
-        assert!(!crosses_words(b"  the") && !crosses_words(b" the"));
+    fn digits_stand_alone_or_together() {
+        let digits = |individual_digits| PreTokenizer::Digits { individual_digits };
+        assert_eq!(
+            pieces(&digits(true), "a12\u{2167}b"),
+            ["a", "1", "2", "\u{2167}", "b"]
+        );
+        assert_eq!(
+            pieces(&digits(false), "a12\u{2167}b"),
+            ["a", "12\u{2167}", "b"]
+        );
     }
 
     #[test]
-    fn another_pattern_keeps_what_lies_between_its_matches() {
-        let cutter = PreTokenizer::new(PatternSource::Regex("b+(?!c)".to_owned())).unwrap();
-        let mut pieces = Vec::new();
-        cutter.for_each("aabbc bb d", |piece| pieces.push(piece));
-        assert_eq!(pieces, ["aa", "b", "bc ", "bb", " d"]);
-        let cutter = PreTokenizer::new(PatternSource::Literal(".".to_owned())).unwrap();
-        let mut pieces = Vec::new();
-        cutter.for_each("a.b", |piece| pieces.push(piece));
-        assert_eq!(pieces, ["a", ".", "b"]);
-        assert!(PreTokenizer::new(PatternSource::Regex("(".to_owned())).is_err());
+    fn metaspace_marks_the_start_of_words_and_by_its_scheme_of_the_text() {
+        let metaspace = |prepend_scheme, split| {
+            PreTokenizer::Metaspace(Metaspace {
+                replacement: '_',
+                prepend_scheme,
+                split,
+            })
+        };
+        assert_eq!(
+            pieces(&metaspace(PrependScheme::Always, true), "a  b"),
+            ["_a", "_", "_b"]
+        );
+        assert_eq!(
+            pieces(&metaspace(PrependScheme::Never, true), "a b"),
+            ["a", "_b"]
+        );
+        assert_eq!(
+            pieces(&metaspace(PrependScheme::Always, false), " a b"),
+            ["_a_b"]
+        );
+        let first = PreTokenizer::Sequence(vec![
+            split("-", Behavior::Isolated, false),
+            metaspace(PrependScheme::First, false),
+        ]);
+        assert_eq!(pieces(&first, "a-b"), ["_a", "-", "b"]);
     }
 
     #[test]
-    fn a_pattern_that_gives_up_still_yields_the_whole_text() {
-        let cutter = PreTokenizer::new(PatternSource::Regex(r"(?=(a+)+$)a".to_owned())).unwrap();
-        let text = format!("{}b", "a".repeat(64));
-        let mut joined = String::new();
-        cutter.for_each(&text, |piece| joined.push_str(piece));
-        assert_eq!(joined, text);
+    fn steps_follow_one_another_and_byte_level_is_the_last() {
+        let byte_level = PreTokenizer::ByteLevel(ByteLevel {
+            add_prefix_space: true,
+            trim_offsets: true,
+            use_regex: true,
+        });
+        let digits = PreTokenizer::Digits {
+            individual_digits: true,
+        };
+        let row = PreTokenizer::Sequence(vec![digits.clone(), byte_level.clone()]);
+        // A space before every piece, as the library has it.
+        assert_eq!(pieces(&row, "it's 12"), [" it", "'s", " ", " 1", " 2"]);
+        let wrong = PreTokenizer::Sequence(vec![byte_level, digits]);
+        let error = Cutter::new(Some(&wrong)).unwrap_err().to_string();
+        assert!(error.contains("ByteLevel as the last step"), "{error}");
+        let long = PreTokenizer::Sequence(vec![split("-", Behavior::Isolated, false); 65]);
+        let error = Cutter::new(Some(&long)).unwrap_err().to_string();
+        assert!(error.contains("a row of 65 steps"), "{error}");
     }
 
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(4000))]
-
-        // The alphabet holds every character that the pattern names and one or two of each class.
-        #[test]
-        fn the_scanner_cuts_as_the_pattern_does(
-            text in "['sStTrRvVeEmMlLdDxé가あ\u{17F} \t\r\n/1²Ⅷ.,\u{301}\u{302}\u{A0}\u{3000}👩\u{200D}_]{0,24}"
-        ) {
-            prop_assert_eq!(by_scanner(&text), by_pattern(&text));
-        }
-
-        #[test]
-        fn the_scanner_cuts_any_text_as_the_pattern_does(text in any::<String>()) {
-            prop_assert_eq!(by_scanner(&text), by_pattern(&text));
-            prop_assert_eq!(by_scanner(&text).concat(), text);
-        }
-
-        #[test]
-        fn words_join_to_their_piece_and_no_word_crosses(piece in "[a ]{0,20}") {
-            let cut: Vec<&[u8]> = words(piece.as_bytes()).collect();
-            prop_assert_eq!(cut.concat(), piece.as_bytes());
-            prop_assert!(cut.iter().all(|word| !crosses_words(word)));
-        }
+    #[test]
+    fn what_differs_in_offsets_alone_cuts_alike() {
+        let byte_level = |trim_offsets, use_regex| {
+            PreTokenizer::Sequence(vec![PreTokenizer::ByteLevel(ByteLevel {
+                add_prefix_space: false,
+                trim_offsets,
+                use_regex,
+            })])
+        };
+        assert!(byte_level(true, true).cuts_like(&byte_level(false, true)));
+        assert!(!byte_level(true, true).cuts_like(&byte_level(true, false)));
+        assert!(!byte_level(true, true).cuts_like(&PreTokenizer::k_exaone()));
+        assert!(PreTokenizer::k_exaone().cuts_like(&PreTokenizer::k_exaone()));
     }
 }

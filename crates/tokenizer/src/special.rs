@@ -100,6 +100,12 @@ pub struct AddedToken {
     pub is_special: bool,
     /// Whether it is looked for in the text after normalisation rather than before.
     pub is_normalized: bool,
+    /// Whether it takes the white space before it.
+    pub strips_left: bool,
+    /// Whether it takes the white space after it.
+    pub strips_right: bool,
+    /// Whether it is found only where no letter, digit or the like touches it.
+    pub is_single_word: bool,
 }
 
 impl AddedToken {
@@ -111,6 +117,9 @@ impl AddedToken {
             content,
             is_special,
             is_normalized: false,
+            strips_left: false,
+            strips_right: false,
+            is_single_word: false,
         }
     }
 }

@@ -2,15 +2,17 @@
 //!
 //! A token may end inside a character (a Korean syllable is three bytes, often two tokens). Its bytes
 //! wait for the rest; bytes that can no longer become a character are given out as U+FFFD. All that is
-//! given out, with what `finish` adds, is what `Tokenizer::decode` makes of all the ids.
+//! given out, with what `finish` adds, is what `Tokenizer::decode` makes of all the ids. (Of a vocabulary
+//! that falls back to bytes a run of byte tokens waits until it ends: see `decode`.)
 
+use crate::decode::TextState;
 use crate::tokenizer::Tokenizer;
 
 /// The state of one text in the making.
 #[derive(Clone, Debug, Default)]
 pub struct StreamDecoder {
     skip_special: bool,
-    pending: Vec<u8>, // the start of a character: at most three bytes
+    state: TextState,
 }
 
 impl StreamDecoder {
@@ -18,39 +20,21 @@ impl StreamDecoder {
     pub fn new(skip_special: bool) -> Self {
         StreamDecoder {
             skip_special,
-            pending: Vec::new(),
+            state: TextState::default(),
         }
     }
 
     /// Takes the next id and gives out the text that is complete with it, often none.
     pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> String {
-        if self.skip_special && tokenizer.is_special(id) {
-            return String::new();
+        match self.skip_special && tokenizer.is_special(id) {
+            true => String::new(),
+            false => tokenizer.push_text(&mut self.state, id),
         }
-        self.pending
-            .extend_from_slice(tokenizer.token_bytes(id).unwrap_or_default());
-        let complete = self.pending.len() - incomplete_tail(&self.pending);
-        let text = String::from_utf8_lossy(&self.pending[..complete]).into_owned();
-        self.pending.drain(..complete);
-        text
     }
 
     /// Ends the text: what is left of an unfinished character, as U+FFFD.
     pub fn finish(self) -> String {
-        String::from_utf8_lossy(&self.pending).into_owned()
-    }
-}
-
-/// The number of bytes at the end that may yet become a character.
-fn incomplete_tail(mut bytes: &[u8]) -> usize {
-    loop {
-        match std::str::from_utf8(bytes) {
-            Ok(_) => return 0,
-            Err(error) => match error.error_len() {
-                Some(invalid) => bytes = &bytes[error.valid_up_to() + invalid..],
-                None => return bytes.len() - error.valid_up_to(),
-            },
-        }
+        self.state.finish()
     }
 }
 
@@ -123,7 +107,7 @@ mod tests {
             for &id in &ids {
                 let part = stream.push(&TOKENIZER, id);
                 // At most an unfinished character waits.
-                prop_assert!(stream.pending.len() <= 3);
+                prop_assert!(stream.state.num_pending() <= 3);
                 text.push_str(&part);
             }
             text.push_str(&stream.finish());

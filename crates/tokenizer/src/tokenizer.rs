@@ -1,28 +1,31 @@
 //! The tokenizer: text to ids and back.
 //!
 //! ```text
-//! encode:  text -> added tokens apart -> NFC -> added tokens of normalised text apart
-//!               -> pre-tokens -> byte-pair merges -> ids
-//! decode:  ids -> bytes of each token -> text, with U+FFFD for what is not UTF-8
+//! encode:  text -> added tokens apart -> normal form -> added tokens of normalised text apart
+//!               -> pre-tokens -> joined by the model -> ids
+//! decode:  ids -> text of each token -> text, with U+FFFD for what is not UTF-8
 //! ```
 //!
-//! It adds no tokens of its own (K-EXAONE writes no BOS) and never truncates or pads.
-//! Tested against the Hugging Face `tokenizers` library in `tests/`.
+//! It adds no tokens of its own unless asked by `encode_with_special_tokens` (K-EXAONE writes no BOS),
+//! and never truncates or pads. Tested against the Hugging Face `tokenizers` library in `tests/`.
 
 use crate::added::{AddedMatcher, Part};
-use crate::bpe::{Bpe, Merge, Scratch};
-use crate::byte_alphabet::{char_of_byte, unspell};
+use crate::assemble::{TokenizerParts, assemble};
+use crate::bpe::Bpe;
+use crate::decode::{Plan, TextState, TokenText};
 use crate::error::{LoadError, MissingSpecial, SaveError};
+use crate::fast_hash::FastMap;
 use crate::json;
-use crate::pretokenize::PreTokenizer;
-use crate::special::{AddedToken, Specials};
+use crate::pretokenize::Cutter;
+use crate::special::Specials;
+use crate::spm::Spm;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io::Write;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
 
 /// Ids must be below this: four times the largest published vocabulary (262,144).
 pub const MAX_VOCAB_SIZE: u32 = 1 << 20;
@@ -30,32 +33,37 @@ pub const MAX_VOCAB_SIZE: u32 = 1 << 20;
 /// Four times the size of the largest published `tokenizer.json` files (about 33 MB), rounded up.
 const MAX_FILE_BYTES: u64 = 1 << 27;
 
-/// A byte-level BPE tokenizer. Share it between threads behind a reference or an `Arc`.
+/// A tokenizer. Share it between threads behind a reference or an `Arc`.
 #[derive(Debug)]
 pub struct Tokenizer {
     pub(crate) parts: TokenizerParts,
-    ids: HashMap<Box<str>, u32>,
-    bytes: Vec<Vec<u8>>, // per id; empty for an id without a token
-    is_added: Vec<bool>,
-    is_special: Vec<bool>,
-    bpe: Bpe,
-    // Without the merges that would produce an added token; only where there are such merges.
-    bpe_ordinary: Option<Bpe>,
-    added_raw: AddedMatcher,
-    added_normalized: AddedMatcher,
+    pub(crate) ids: HashMap<Box<str>, u32>,
+    pub(crate) texts: Vec<Option<TokenText>>, // per id; none for an id without a token
+    pub(crate) first_texts: FastMap<u32, Box<[u8]>>, // of tokens that are others at the start of a text
+    pub(crate) is_added: Vec<bool>,
+    pub(crate) is_special: Vec<bool>,
+    pub(crate) model: Model,
+    pub(crate) cutter: Cutter,
+    pub(crate) plan: Plan,
+    pub(crate) added_raw: AddedMatcher,
+    pub(crate) added_normalized: AddedMatcher,
 }
 
-/// What a `tokenizer.json` says, checked for form but not for consistency.
+/// How a pre-token becomes ids.
 #[derive(Debug)]
-pub(crate) struct TokenizerParts {
-    pub(crate) vocab: Vec<(String, u32)>, // as spelled in the byte alphabet
-    pub(crate) merges: Vec<(String, String)>, // lowest rank first
-    pub(crate) added: Vec<(AddedToken, u32)>,
-    pub(crate) has_nfc: bool,
-    pub(crate) pre_tokenizer: PreTokenizer,
-    pub(crate) unk_token: Option<String>,
-    pub(crate) post_processor: serde_json::Value, // kept for writing; encoding adds no tokens
+pub(crate) enum Model {
+    /// By a list of merges.
+    Bpe {
+        all: Box<Bpe>,
+        /// Without the merges that would produce an added token; only where there are such merges.
+        ordinary: Option<Box<Bpe>>,
+    },
+    /// By scores.
+    Spm(Spm),
 }
+
+/// Appends the ids of a pre-token.
+type EncodePiece<'a> = dyn FnMut(&str, &mut Vec<u32>) + 'a;
 
 impl Tokenizer {
     /// Reads the text of a `tokenizer.json`.
@@ -82,6 +90,10 @@ impl Tokenizer {
     }
 
     /// The text of the `tokenizer.json`, in the form that the Hugging Face library writes.
+    ///
+    /// It reads back as the same tokenizer. That library reads it too, but for one kind: a vocabulary
+    /// joined by scores (from a GGUF file) has a model of the type `Scored`, which the library does not
+    /// know and refuses.
     pub fn to_json(&self) -> String {
         json::write(&self.parts)
     }
@@ -111,132 +123,27 @@ impl Tokenizer {
     }
 
     pub(crate) fn from_parts(parts: TokenizerParts) -> Result<Self, LoadError> {
-        let mut ids: HashMap<Box<str>, u32> = HashMap::with_capacity(parts.vocab.len());
-        let mut owners: Vec<Option<&str>> = Vec::new();
-        let mut claim = |token: &str, id: u32| -> Result<(), LoadError> {
-            if token.is_empty() {
-                return Err(LoadError::EmptyToken { id });
-            }
-            if id >= MAX_VOCAB_SIZE {
-                let (token, id) = (shorten(token), u64::from(id));
-                return Err(LoadError::IdTooLarge {
-                    token,
-                    id,
-                    limit: MAX_VOCAB_SIZE,
-                });
-            }
-            match ids.insert(token.into(), id) {
-                Some(first) if first != id => {
-                    let token = shorten(token);
-                    Err(LoadError::DuplicateToken {
-                        token,
-                        first,
-                        second: id,
-                    })
-                }
-                _ => Ok(()),
-            }
-        };
-        for (token, id) in &parts.vocab {
-            claim(token, *id)?;
-        }
-        for (token, id) in &parts.added {
-            claim(&token.content, *id)?;
-        }
-        let contents = parts.vocab.iter().map(|(token, id)| (token.as_str(), *id));
-        let added = parts
-            .added
-            .iter()
-            .map(|(token, id)| (token.content.as_str(), *id));
-        for (token, id) in contents.chain(added) {
-            if owners.len() <= id as usize {
-                owners.resize(id as usize + 1, None);
-            }
-            match owners[id as usize].replace(token) {
-                Some(first) if first != token => {
-                    let (first, second) = (shorten(first), shorten(token));
-                    return Err(LoadError::DuplicateId { id, first, second });
-                }
-                _ => {}
-            }
-        }
-        let vocab_size = owners.len();
-        let bytes: Vec<Vec<u8>> = owners
-            .iter()
-            .map(|token| token.map(unspell).unwrap_or_default())
-            .collect();
-        let (mut is_added, mut is_special) = (vec![false; vocab_size], vec![false; vocab_size]);
-        for (token, id) in &parts.added {
-            is_added[*id as usize] = true;
-            is_special[*id as usize] |= token.is_special;
-        }
-
-        let mut byte_ids = [0; 256];
-        for byte in 0..=255 {
-            let spelling = char_of_byte(byte);
-            byte_ids[usize::from(byte)] = *ids
-                .get(spelling.encode_utf8(&mut [0; 4]) as &str)
-                .ok_or(LoadError::MissingByte { byte, spelling })?;
-        }
-        let merges = resolve_merges(&parts.merges, &ids)?;
-        let ranked = || (0..).zip(merges.iter().copied());
-        let bytes_of = |id: u32| bytes[id as usize].as_slice();
-        let bpe = Bpe::new(byte_ids, ranked(), bytes_of);
-        let makes_added = |merge: &Merge| is_added[merge.product as usize];
-        let bpe_ordinary = merges.iter().any(makes_added).then(|| {
-            Bpe::new(
-                byte_ids,
-                ranked().filter(|(_, merge)| !makes_added(merge)),
-                bytes_of,
-            )
-        });
-
-        let with = |is_normalized: bool| {
-            let chosen =
-                move |(token, _): &&(AddedToken, u32)| token.is_normalized == is_normalized;
-            parts.added.iter().filter(chosen)
-        };
-        let added_raw =
-            AddedMatcher::new(with(false).map(|(token, id)| (token.content.as_str(), *id)));
-        // Looked for in normalised text, so in normalised form.
-        let normalized: Vec<(Cow<'_, str>, u32)> = with(true)
-            .map(|(token, id)| (normalize(&token.content, parts.has_nfc), *id))
-            .collect();
-        let added_normalized = AddedMatcher::new(
-            normalized
-                .iter()
-                .map(|(content, id)| (content.as_ref(), *id)),
-        );
-        drop(normalized);
-        Ok(Tokenizer {
-            ids,
-            bytes,
-            is_added,
-            is_special,
-            bpe,
-            bpe_ordinary,
-            added_raw,
-            added_normalized,
-            parts,
-        })
+        assemble(parts)
     }
 
     /// One more than the highest id.
     pub fn vocab_size(&self) -> usize {
-        self.bytes.len()
+        self.texts.len()
     }
 
-    /// The id of a token: an added token by its content, any other as spelled in the byte alphabet.
+    /// The id of a token: an added token by its content, any other as spelled in the vocabulary (for a
+    /// byte-level one, in the byte alphabet).
     pub fn id_of(&self, token: &str) -> Option<u32> {
         self.ids.get(token).copied()
     }
 
     /// The bytes that a token stands for; `None` for an id that no token has.
     pub fn token_bytes(&self, id: u32) -> Option<&[u8]> {
-        self.bytes
-            .get(id as usize)
-            .map(Vec::as_slice)
-            .filter(|bytes| !bytes.is_empty())
+        self.token_text(id).map(|text| &*text.bytes)
+    }
+
+    pub(crate) fn token_text(&self, id: u32) -> Option<&TokenText> {
+        self.texts.get(id as usize)?.as_ref()
     }
 
     /// Whether `decode` leaves the token out when asked to skip special tokens.
@@ -261,31 +168,130 @@ impl Tokenizer {
     /// Encodes a text in which added tokens may be written out: trusted text only.
     pub fn encode(&self, text: &str) -> Vec<u32> {
         let mut ids = Vec::with_capacity(text.len() / 3);
-        self.bpe.with_scratch(|scratch| {
+        self.with_encoder(false, &mut |encode| {
             self.added_raw.for_each(text, |part| match part {
                 Part::Token(id) => ids.push(id),
-                Part::Text(text) => {
-                    let text = normalize(text, self.parts.has_nfc);
-                    self.added_normalized.for_each(&text, |part| match part {
-                        Part::Token(id) => ids.push(id),
-                        Part::Text(text) => self.encode_text(&self.bpe, text, scratch, &mut ids),
-                    });
-                }
+                Part::Text(at, text) => self.encode_trusted(text, at == 0, encode, &mut ids),
             });
         });
         ids
     }
 
+    /// `encode`, and around it the tokens that the vocabulary asks for (a start, an end): what the
+    /// Hugging Face library does for `add_special_tokens=True`. Chat rendering and training data never
+    /// have them.
+    pub fn encode_with_special_tokens(&self, text: &str) -> Vec<u32> {
+        let ids = self.encode(text);
+        match &self.parts.post_processor {
+            Some(post_processor) => post_processor.apply(ids),
+            None => ids,
+        }
+    }
+
     /// Encodes a text as nothing but text: what looks like a special token becomes ordinary tokens.
     ///
     /// For every text from outside (documents, messages of users). No id of an added token of two or
-    /// more bytes is ever returned.
+    /// more bytes is ever returned, but that of the unknown token where a vocabulary needs one.
     pub fn encode_ordinary(&self, text: &str) -> Vec<u32> {
-        let bpe = self.bpe_ordinary.as_ref().unwrap_or(&self.bpe);
         let mut ids = Vec::with_capacity(text.len() / 3);
-        let text = normalize(text, self.parts.has_nfc);
-        bpe.with_scratch(|scratch| self.encode_text(bpe, &text, scratch, &mut ids));
+        self.with_encoder(true, &mut |encode| {
+            self.encode_joined(text, true, encode, &mut ids)
+        });
         ids
+    }
+
+    /// Encodes a text of which some ranges are from outside: added tokens are found in what lies
+    /// between them, and none shares a byte with a range. Text is otherwise encoded as it stands, across
+    /// the ends of ranges too: where no content spells a token the ids are those of `encode`. (Not so
+    /// beside an added token of normalised text: the trusted stretch that it stands in is a text apart.)
+    ///
+    /// `untrusted` are ranges of bytes, in order and apart, at the ends of characters. A range that is
+    /// not makes all of the text untrusted.
+    pub fn encode_guarded(&self, text: &str, untrusted: &[Range<usize>]) -> Vec<u32> {
+        let mut end = 0;
+        let is_sound = untrusted.iter().all(|range| {
+            let is_next = end <= range.start && range.start <= range.end;
+            end = range.end;
+            is_next && text.is_char_boundary(range.start) && text.is_char_boundary(range.end)
+        });
+        if !is_sound {
+            return self.encode_ordinary(text);
+        }
+        let closed: Vec<Range<usize>> = untrusted
+            .iter()
+            .filter(|range| !range.is_empty())
+            .cloned()
+            .collect();
+        let mut ids = Vec::with_capacity(text.len() / 3);
+        self.with_encoder(true, &mut |encode| {
+            self.added_raw
+                .for_each_outside(text, &closed, |part| match part {
+                    Part::Token(id) => ids.push(id),
+                    Part::Text(at, part) => {
+                        let first = closed.partition_point(|range| range.end <= at);
+                        self.encode_part(part, at, &closed[first..], encode, &mut ids);
+                    }
+                });
+        });
+        ids
+    }
+
+    /// A stretch between added tokens of raw text that starts at the byte `at`; `closed` are the
+    /// untrusted ranges from there on.
+    ///
+    /// It is one text, but for trusted stretches in which added tokens of normalised text stand: those
+    /// are encoded apart, since what is normalised has no places to tell which bytes are trusted.
+    fn encode_part(
+        &self,
+        part: &str,
+        at: usize,
+        closed: &[Range<usize>],
+        encode: &mut EncodePiece<'_>,
+        ids: &mut Vec<u32>,
+    ) {
+        let end = at + part.len();
+        let closed = closed
+            .iter()
+            .take_while(|range| range.start < end)
+            .map(|range| range.start.max(at) - at..range.end.min(end) - at);
+        let mut joined = 0; // up to here all is encoded
+        let mut open = 0;
+        let last = part.len()..part.len();
+        for range in closed.chain(std::iter::once(last)) {
+            let trusted = open..range.start;
+            open = range.end;
+            if self.has_normalized_token(&part[trusted.clone()]) {
+                self.encode_joined(&part[joined..trusted.start], at + joined == 0, encode, ids);
+                let is_start = at + trusted.start == 0;
+                self.encode_trusted(&part[trusted.clone()], is_start, encode, ids);
+                joined = trusted.end;
+            }
+        }
+        self.encode_joined(&part[joined..], at + joined == 0, encode, ids);
+    }
+
+    fn has_normalized_token(&self, text: &str) -> bool {
+        let mut has_token = false;
+        if !self.added_normalized.is_empty() {
+            self.added_normalized
+                .for_each(&self.normalize(text), |part| {
+                    has_token |= matches!(part, Part::Token(_));
+                });
+        }
+        has_token
+    }
+
+    /// Text without a look for added tokens.
+    fn encode_joined(
+        &self,
+        text: &str,
+        is_start: bool,
+        encode: &mut EncodePiece<'_>,
+        ids: &mut Vec<u32>,
+    ) {
+        let text = self.normalize(text);
+        let cut = &self.cutter;
+        cut.for_each(&text, is_start, &mut |piece| encode(piece, ids));
     }
 
     /// `encode` of each text, on `threads` threads.
@@ -302,9 +308,42 @@ impl Tokenizer {
         in_parallel(texts, threads, |text| self.encode_ordinary(text))
     }
 
-    fn encode_text(&self, bpe: &Bpe, text: &str, scratch: &mut Scratch, ids: &mut Vec<u32>) {
-        let encode = |piece: &str| bpe.encode(piece.as_bytes(), scratch, ids);
-        self.parts.pre_tokenizer.for_each(text, encode);
+    /// A stretch between added tokens of raw text.
+    fn encode_trusted(
+        &self,
+        text: &str,
+        is_start: bool,
+        encode: &mut EncodePiece<'_>,
+        ids: &mut Vec<u32>,
+    ) {
+        let text = self.normalize(text);
+        self.added_normalized.for_each(&text, |part| match part {
+            Part::Token(id) => ids.push(id),
+            Part::Text(at, text) => {
+                let is_start = is_start && at == 0;
+                let cut = &self.cutter;
+                cut.for_each(text, is_start, &mut |piece| encode(piece, ids));
+            }
+        });
+    }
+
+    /// The text as it is before it is cut.
+    pub(crate) fn normalize<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        match &self.parts.normalizer {
+            Some(normalizer) => normalizer.apply(Cow::Borrowed(text)),
+            None => Cow::Borrowed(text),
+        }
+    }
+
+    /// Runs `f` with the model as a function; with `is_ordinary`, it never makes an added token.
+    fn with_encoder(&self, is_ordinary: bool, f: &mut dyn FnMut(&mut EncodePiece<'_>)) {
+        match &self.model {
+            Model::Bpe { all, ordinary } => {
+                let bpe = ordinary.as_ref().filter(|_| is_ordinary).unwrap_or(all);
+                bpe.with_scratch(|scratch| f(&mut |piece, ids| bpe.encode(piece, scratch, ids)));
+            }
+            Model::Spm(spm) => f(&mut |piece, ids| spm.encode(piece, ids)),
+        }
     }
 
     /// The text of the ids; bytes that are not UTF-8 become U+FFFD, unknown ids are left out.
@@ -312,24 +351,33 @@ impl Tokenizer {
         let kept = ids
             .iter()
             .filter(|&&id| !(skip_special && self.is_special(id)));
-        let bytes: Vec<u8> = kept
-            .filter_map(|&id| self.token_bytes(id))
-            .flatten()
-            .copied()
-            .collect();
-        match String::from_utf8_lossy(&bytes) {
-            Cow::Owned(text) => text,
-            Cow::Borrowed(text) => text.to_owned(),
+        if self.plan.is_plain() {
+            let bytes: Vec<u8> = kept
+                .filter_map(|&id| self.token_bytes(id))
+                .flatten()
+                .copied()
+                .collect();
+            return match String::from_utf8_lossy(&bytes) {
+                Cow::Owned(text) => text,
+                Cow::Borrowed(text) => text.to_owned(),
+            };
+        }
+        let mut state = TextState::default();
+        let mut text: String = kept.map(|&id| self.push_text(&mut state, id)).collect();
+        text.push_str(&state.finish());
+        text
+    }
+
+    /// The text that is certain when a token follows those of `state`.
+    pub(crate) fn push_text(&self, state: &mut TextState, id: u32) -> String {
+        match self.token_text(id) {
+            Some(token) => {
+                let first = self.first_texts.get(&id).map(|bytes| &**bytes);
+                state.push(&self.plan, token, first)
+            }
+            None => String::new(),
         }
     }
-}
-
-/// Canonical composition, or the text itself where that changes nothing.
-pub(crate) fn normalize(text: &str, has_nfc: bool) -> Cow<'_, str> {
-    if !has_nfc || text.is_ascii() || is_nfc_quick(text.chars()) == IsNormalized::Yes {
-        return Cow::Borrowed(text);
-    }
-    Cow::Owned(text.nfc().collect())
 }
 
 fn check_size(bytes: u64) -> Result<(), LoadError> {
@@ -348,37 +396,6 @@ pub(crate) fn shorten(token: &str) -> String {
         Some((end, _)) => format!("{}...", &token[..end]),
         None => token.to_owned(),
     }
-}
-
-fn resolve_merges(
-    merges: &[(String, String)],
-    ids: &HashMap<Box<str>, u32>,
-) -> Result<Vec<Merge>, LoadError> {
-    let mut seen = std::collections::HashSet::with_capacity(merges.len());
-    let mut product = String::new();
-    let resolve = |(index, (left, right)): (usize, &(String, String))| {
-        let id_of = |token: &str| match ids.get(token) {
-            Some(id) => Ok(*id),
-            None => Err(LoadError::UnknownMergeToken {
-                index,
-                token: shorten(token),
-            }),
-        };
-        product.clear();
-        product.push_str(left);
-        product.push_str(right);
-        let merge = Merge {
-            left: id_of(left)?,
-            right: id_of(right)?,
-            product: id_of(&product)?,
-        };
-        if !seen.insert((merge.left, merge.right)) {
-            let (left, right) = (shorten(left), shorten(right));
-            return Err(LoadError::DuplicateMerge { index, left, right });
-        }
-        Ok(merge)
-    };
-    merges.iter().enumerate().map(resolve).collect()
 }
 
 /// `f` of each text; threads take the next text when they are done with one.

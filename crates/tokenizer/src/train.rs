@@ -19,13 +19,16 @@ mod count;
 mod learn;
 mod sample;
 
+use crate::assemble::{BpeParts, ModelParts, TokenizerParts};
 use crate::bpe::{Bpe, Merge};
 use crate::byte_alphabet::{char_of_byte, spell};
+use crate::decode::Decoder;
 use crate::error::LoadError;
 use crate::fast_hash::{FastMap, pair_of_key};
-use crate::pretokenize::PreTokenizer;
+use crate::normalize::Normalizer;
+use crate::pretokenize::{ByteLevel, PreTokenizer};
 use crate::special::{self, AddedToken};
-use crate::tokenizer::{MAX_VOCAB_SIZE, Tokenizer, TokenizerParts};
+use crate::tokenizer::{MAX_VOCAB_SIZE, Tokenizer};
 use learn::Words;
 
 /// The default share of merges that may span words.
@@ -215,7 +218,7 @@ impl Trainer {
             let mut symbols = Vec::new();
             for (piece, count) in counts {
                 symbols.clear();
-                bpe.encode(piece.as_bytes(), scratch, &mut symbols);
+                bpe.encode(&piece, scratch, &mut symbols);
                 if symbols.len() > 1 {
                     words.push(&symbols, count);
                 }
@@ -289,7 +292,7 @@ impl Growing {
     fn bpe(&self) -> Bpe {
         let byte_ids = std::array::from_fn(|byte| self.ids[&[byte as u8][..]]);
         let ranked = (0..).zip(self.merges.iter().copied());
-        Bpe::new(byte_ids, ranked, |id| &self.tokens[id as usize])
+        Bpe::over_bytes(byte_ids, ranked, |id| &self.tokens[id as usize])
     }
 
     fn to_tokenizer(&self, specials: &[AddedToken]) -> Result<Tokenizer, TrainError> {
@@ -302,12 +305,15 @@ impl Growing {
             vocab: (0..self.tokens.len() as u32)
                 .map(|id| (spell_id(id), id))
                 .collect(),
-            merges: self.merges.iter().map(pair).collect(),
             added: specials.iter().cloned().zip(0..self.num_specials).collect(),
-            has_nfc: true,
-            pre_tokenizer: PreTokenizer::KExaone,
-            unk_token: None,
-            post_processor: serde_json::Value::Null,
+            normalizer: Some(Normalizer::Nfc),
+            pre_tokenizer: Some(PreTokenizer::k_exaone()),
+            model: ModelParts::Bpe(BpeParts {
+                merges: self.merges.iter().map(pair).collect(),
+                ..BpeParts::default()
+            }),
+            post_processor: None,
+            decoder: Decoder::ByteLevel(ByteLevel::DECODER),
         };
         Tokenizer::from_parts(parts).map_err(TrainError::SpecialTokens)
     }

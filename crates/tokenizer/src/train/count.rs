@@ -1,8 +1,9 @@
 //! Counting pre-tokens on several threads. Sums of integers: the order of threads leaves no trace.
 
 use crate::fast_hash::FastMap;
+use crate::normalize::compose;
 use crate::pretokenize::{Pieces, words};
-use crate::tokenizer::normalize;
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Longer pre-tokens are counted in parts. A merge passes over every pre-token that it changes, so that
@@ -17,7 +18,7 @@ pub(super) fn pieces(documents: &[String], by_words: bool, threads: usize) -> Ve
     let count = || {
         let mut counts: FastMap<Box<str>, u64> = FastMap::default();
         while let Some(document) = documents.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let text = normalize(document, true);
+            let text = compose(Cow::Borrowed(document.as_str()));
             for piece in Pieces::new(&text) {
                 if !by_words {
                     parts(piece, |part| add(&mut counts, part, 1));

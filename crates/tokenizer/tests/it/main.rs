@@ -4,6 +4,8 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 #![expect(clippy::print_stdout, reason = "a skipped test says so")]
 
+mod hostile;
+mod library;
 mod reference;
 mod round_trip;
 mod training;

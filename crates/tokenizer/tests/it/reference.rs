@@ -68,12 +68,5 @@ fn a_foreign_file_written_again_is_the_same_tokenizer() {
     let text = std::fs::read_to_string(dir.join("tokenizer.json")).unwrap();
     let tokenizer = Tokenizer::from_json(&text).unwrap();
     let as_value = |text: &str| -> serde_json::Value { serde_json::from_str(text).unwrap() };
-    let mut written = as_value(&tokenizer.to_json());
-    let mut given = as_value(&text);
-    // The decoder's settings play no part in decoding; its kind does.
-    for value in [&mut written, &mut given] {
-        let kind = value["decoder"]["type"].clone();
-        value["decoder"] = kind;
-    }
-    assert_eq!(written, given);
+    assert_eq!(as_value(&tokenizer.to_json()), as_value(&text));
 }
