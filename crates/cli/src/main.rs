@@ -34,9 +34,9 @@ enum Command {
     Serve(cmd::serve::Args),
     Eval(cmd::eval::Args),
     Audit(cmd::audit::Args),
+    Convert(cmd::convert::Args),
     /// Computes logits, loss, chosen experts, and gradients on request, for given token ids.
     Logits(cmd::logits::Args),
-    /// Explains a checkpoint directory: architecture layer by layer, parameters, bytes per token.
     Inspect(cmd::inspect::Args),
     Bench(cmd::bench::Args),
     Doctor(cmd::doctor::Args),
@@ -55,6 +55,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => cmd::serve::run(&args),
         Command::Eval(args) => cmd::eval::run(&args),
         Command::Audit(args) => cmd::audit::run(&args),
+        Command::Convert(args) => cmd::convert::run(&args),
         Command::Logits(args) => cmd::logits::run(&args),
         Command::Inspect(args) => cmd::inspect::run(&args),
         Command::Bench(args) => cmd::bench::run(&args),

@@ -7,6 +7,7 @@ use crate::progress::{bytes, tell};
 use crate::{env, memory};
 use anyhow::{Context, Result, bail};
 use checkpoint::Checkpoint;
+use formats::gguf::Gguf;
 use formats::hash;
 use infer::{Engine, EngineConfig, ModelRunner};
 use model::config::Compute;
@@ -15,7 +16,7 @@ use model::{Layout, ModelConfig, Transformer};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use tokenizer::Tokenizer;
+use tokenizer::{GgufVocab, Tokenizer};
 
 /// A context that is worth having: where the memory holds less, and the model could take more, it is
 /// refused.
@@ -23,17 +24,26 @@ const MIN_CONTEXT: usize = 4096;
 
 /// A model whose configuration and tokenizer have been read.
 pub(crate) struct OpenModel {
-    /// The checkpoint directory that the path meant.
-    pub(crate) dir: PathBuf,
-    /// Its `config.json`.
+    /// The checkpoint directory or GGUF file that was meant.
+    pub(crate) path: PathBuf,
+    /// Its architecture.
     pub(crate) config: ModelConfig,
     checkpoint: Checkpoint,
     tokenizer: Option<Arc<Tokenizer>>,
     eos_token_ids: Vec<u32>,
 }
 
-/// Opens the files of what a command calls MODEL: a run directory's last checkpoint, or a checkpoint. Reads
-/// none of the weights.
+/// Files of a checkpoint directory beside configuration and weights.
+pub(crate) const MODEL_FILES: [&str; 5] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+];
+
+/// Opens the files of what a command calls MODEL: a run directory's last checkpoint, a checkpoint, or a GGUF
+/// file. Reads none of the weights.
 pub(crate) fn checkpoint(path: &Path) -> Result<Checkpoint> {
     Ok(Checkpoint::open(&formats::run_dir::resolve_model(path)?)?)
 }
@@ -58,12 +68,11 @@ pub(crate) fn memory_needed(config: &ModelConfig) -> u64 {
 /// Opens a model to run it.
 pub(crate) fn model(path: &Path) -> Result<OpenModel> {
     let checkpoint = checkpoint(path)?;
-    let (dir, config) = (checkpoint.path.clone(), checkpoint.config.clone());
     Ok(OpenModel {
-        tokenizer: read_tokenizer(&dir, &config)?.map(Arc::new),
-        eos_token_ids: read_eos_token_ids(&dir, &config)?,
-        dir,
-        config,
+        tokenizer: read_tokenizer(&checkpoint)?.map(Arc::new),
+        eos_token_ids: read_eos_token_ids(&checkpoint)?,
+        path: checkpoint.path.clone(),
+        config: checkpoint.config.clone(),
         checkpoint,
     })
 }
@@ -75,7 +84,7 @@ impl OpenModel {
             format!(
                 "{} has no tokenizer.json, which text needs; copy the one the model was trained with \
                  there, or give token ids",
-                self.dir.display()
+                self.path.display()
             )
         })
     }
@@ -96,16 +105,19 @@ impl OpenModel {
         ids
     }
 
-    /// SHA-256 of `model.safetensors`; of weights in several files, that of the lines
+    /// SHA-256 of the GGUF file or of `model.safetensors`; of weights in several files, that of the lines
     /// `<sha256>  <file name>` of all of them in the order of their names.
     pub(crate) fn weights_sha256(&self) -> Result<String> {
-        let single = self.dir.join("model.safetensors");
+        if self.path.is_file() {
+            return Ok(hash::sha256_file(&self.path)?);
+        }
+        let single = self.path.join("model.safetensors");
         if single.is_file() {
             return Ok(hash::sha256_file(&single)?);
         }
-        let entries = std::fs::read_dir(&self.dir)
+        let entries = std::fs::read_dir(&self.path)
             .and_then(Iterator::collect::<std::io::Result<Vec<_>>>)
-            .with_context(|| format!("cannot read {}", self.dir.display()))?;
+            .with_context(|| format!("cannot read {}", self.path.display()))?;
         let mut files: Vec<PathBuf> = entries.iter().map(std::fs::DirEntry::path).collect();
         files.retain(|path| path.extension().is_some_and(|e| e == "safetensors"));
         files.sort();
@@ -133,7 +145,7 @@ impl OpenModel {
             bail!(
                 "opening {} takes {} of memory, {} are available; close other programs or use a machine \
                  with more",
-                self.dir.display(),
+                self.path.display(),
                 bytes(needed),
                 bytes(free)
             );
@@ -176,28 +188,115 @@ impl OpenModel {
     }
 }
 
-/// `tokenizer.json`, where there is one. Every id that it may give must have an embedding.
-fn read_tokenizer(dir: &Path, config: &ModelConfig) -> Result<Option<Tokenizer>> {
-    let file = dir.join("tokenizer.json");
-    if !file.exists() {
-        return Ok(None);
-    }
-    let tokenizer =
-        Tokenizer::load(&file).with_context(|| format!("cannot use {}", file.display()))?;
-    let (tokens, rows) = (tokenizer.vocab_size(), config.vocab_size);
-    if tokens > rows {
+/// `tokenizer.json` or the vocabulary of the GGUF file, where there is one. Every id that it may give must
+/// have an embedding.
+pub(crate) fn read_tokenizer(checkpoint: &Checkpoint) -> Result<Option<Tokenizer>> {
+    let tokenizer = match checkpoint.gguf() {
+        Some(file) => gguf_tokenizer(file)?,
+        None => {
+            let file = checkpoint.path.join("tokenizer.json");
+            let load = || {
+                Tokenizer::load(&file).with_context(|| format!("cannot use {}", file.display()))
+            };
+            file.exists().then(load).transpose()?
+        }
+    };
+    let rows = checkpoint.config.vocab_size;
+    if let Some(tokens) = tokenizer.as_ref().map(Tokenizer::vocab_size)
+        && tokens > rows
+    {
         bail!(
-            "{} has {tokens} tokens, but the model has embeddings for {rows}; it belongs to another model",
-            file.display()
+            "the tokenizer of {} has {tokens} tokens, but the model has embeddings for {rows}; it belongs \
+             to another model",
+            checkpoint.path.display()
         );
     }
+    Ok(tokenizer)
+}
+
+/// The vocabulary of a GGUF file, where it has one.
+pub(crate) fn gguf_tokenizer(file: &Gguf) -> Result<Option<Tokenizer>> {
+    let key = |name: &str| format!("tokenizer.ggml.{name}");
+    let has = |name: &str| file.value(&key(name)).is_some();
+    if !has("model") || !has("tokens") {
+        return Ok(None);
+    }
+    let text = |name: &str| has(name).then(|| file.str(&key(name))).transpose();
+    let truth = |name: &str| has(name).then(|| file.bool(&key(name))).transpose();
+    let id = |name: &str| -> Result<Option<u32>> {
+        let id = has(name).then(|| file.u64(&key(name))).transpose()?;
+        Ok(id.and_then(|id| u32::try_from(id).ok()))
+    };
+    let list = |name: &str| -> Result<Vec<&str>> {
+        Ok(match has(name) {
+            true => file.strings(&key(name))?.iter().collect(),
+            false => vec![],
+        })
+    };
+    let (tokens, merges) = (list("tokens")?, list("merges")?);
+    let token_types = has("token_type")
+        .then(|| file.i32s(&key("token_type")))
+        .transpose()?;
+    let scores = has("scores")
+        .then(|| file.f32s(&key("scores")))
+        .transpose()?;
+    let vocab = GgufVocab {
+        model: file.str(&key("model"))?,
+        pre: text("pre")?,
+        tokens: &tokens,
+        token_types: token_types.as_deref(),
+        scores,
+        merges: &merges,
+        bos: id("bos_token_id")?,
+        eos: id("eos_token_id")?,
+        unk: id("unknown_token_id")?,
+        pad: id("padding_token_id")?,
+        add_bos: truth("add_bos_token")?,
+        add_eos: truth("add_eos_token")?,
+        add_space_prefix: truth("add_space_prefix")?,
+    };
+    let tokenizer = Tokenizer::from_gguf(&vocab);
+    let tokenizer =
+        tokenizer.with_context(|| format!("cannot use the tokenizer of {}", file.path().display()))?;
     Ok(Some(tokenizer))
 }
 
-/// `eos_token_id` of `generation_config.json`, one or several; where that says nothing, of `config.json`.
-fn read_eos_token_ids(dir: &Path, config: &ModelConfig) -> Result<Vec<u32>> {
-    let file = dir.join("generation_config.json");
-    let of_config = || config.eos_token_id.clone();
+/// The model's own chat template: in Jinja, from the GGUF file, `chat_template.jinja`, or
+/// `tokenizer_config.json`.
+pub(crate) fn chat_template(checkpoint: &Checkpoint) -> Result<Option<String>> {
+    if let Some(file) = checkpoint.gguf() {
+        let template = file.str("tokenizer.chat_template");
+        return Ok(template.ok().map(str::to_string));
+    }
+    let read = |name: &str| -> Result<Option<String>> {
+        let file = checkpoint.path.join(name);
+        match std::fs::read_to_string(&file) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("cannot read {}", file.display())),
+        }
+    };
+    if let Some(template) = read("chat_template.jinja")? {
+        return Ok(Some(template));
+    }
+    let Some(text) = read("tokenizer_config.json")? else {
+        return Ok(None);
+    };
+    let config: Value = serde_json::from_str(&text).with_context(|| {
+        let file = checkpoint.path.join("tokenizer_config.json");
+        format!("{} is not valid JSON", file.display())
+    })?;
+    Ok(config["chat_template"].as_str().map(str::to_string))
+}
+
+/// `eos_token_id` of `generation_config.json`, one or several; where that says nothing, of `config.json` or the
+/// GGUF file.
+fn read_eos_token_ids(checkpoint: &Checkpoint) -> Result<Vec<u32>> {
+    let of_config = || checkpoint.config.eos_token_id.clone();
+    if checkpoint.gguf().is_some() {
+        return Ok(of_config());
+    }
+    let file = checkpoint.path.join("generation_config.json");
     let text = match std::fs::read_to_string(&file) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(of_config()),

@@ -251,11 +251,11 @@ pub fn make_dir(path: &Path) -> Result<(), FileError> {
     fs::create_dir_all(path).map_err(|e| FileError::io("create", path, e))
 }
 
-/// Finds the checkpoint directory that MODEL means: itself, or the last of a run (`sft` if it has
-/// one, else `pretrain`).
+/// Finds what MODEL means: a file or checkpoint directory itself, or the last checkpoint of a run (`sft`
+/// if it has one, else `pretrain`).
 pub fn resolve_model(path: &Path) -> Result<PathBuf, RunDirError> {
-    fs::metadata(path).map_err(|e| FileError::io("read", path, e))?;
-    if is_model(path) {
+    let metadata = fs::metadata(path).map_err(|e| FileError::io("read", path, e))?;
+    if metadata.is_file() || is_model(path) {
         return Ok(path.to_path_buf());
     }
     let run = RunDir::new(path);

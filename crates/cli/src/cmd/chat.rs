@@ -75,7 +75,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if is_terminal {
         tell(&format!(
             "{}: /help tells more, /quit leaves",
-            model.dir.display()
+            model.path.display()
         ));
     }
     loop {

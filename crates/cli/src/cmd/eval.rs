@@ -152,7 +152,7 @@ struct Home {
 impl Home {
     fn of(model: &OpenModel) -> Result<Home> {
         // RUN/<stage>/checkpoints/step-N
-        let dir = std::fs::canonicalize(&model.dir).unwrap_or_else(|_| model.dir.clone());
+        let dir = std::fs::canonicalize(&model.path).unwrap_or_else(|_| model.path.clone());
         let Some(run) = dir
             .ancestors()
             .nth(3)

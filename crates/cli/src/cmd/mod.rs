@@ -3,6 +3,7 @@
 pub(crate) mod audit;
 pub(crate) mod bench;
 pub(crate) mod chat;
+pub(crate) mod convert;
 pub(crate) mod data;
 pub(crate) mod doctor;
 pub(crate) mod eval;

@@ -72,20 +72,20 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// told before anything else begins.
 pub(crate) fn answer(server: Server, path: &Path, name: Option<&str>) -> Result<()> {
     let model = open::model(path)?;
-    let run = run_of(&model.dir);
-    let directory = run.as_ref().map_or(model.dir.as_path(), RunDir::root);
+    let run = run_of(&model.path);
+    let directory = run.as_ref().map_or(model.path.as_path(), RunDir::root);
     let name = name.map_or_else(|| directory_name(directory), str::to_owned);
     let examples = match run.is_some_and(|run| knows_the_town(&run)) {
         true => town_questions(),
         false => Examples::default(),
     };
     let url = server.url();
-    tell(&format!("loading {}", model.dir.display()));
+    tell(&format!("loading {}", model.path.display()));
     let served = ServedModel {
         name: name.clone(),
         tokenizer: model.tokenizer()?,
         stop_ids: model.stop_ids(),
-        sampling: default_sampling(&model.dir)?,
+        sampling: default_sampling(&model.path)?,
         examples,
         engine: engine_of(model),
     };
