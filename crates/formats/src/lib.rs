@@ -4,7 +4,8 @@
 //! - [`error`]: how a failure at a file is told (path, cause, what to do)
 //! - [`mmap`]: memory maps and free disk space; the only `unsafe` of the crate
 //! - [`hash`], [`atomic`], [`json`]: digests; files and directories that appear whole or not at all
-//! - [`safetensors`], [`tokens`]: weights, and documents as token ids
+//! - [`safetensors`], [`gguf`], [`tokens`]: weights, weights with their metadata, and documents as
+//!   token ids
 //! - [`run_dir`], [`metrics`]: the layout of a run, one line a training step
 //! - [`keys`], [`ledger`]: who recorded what, in which order, in a chain that shows every change
 //!
@@ -23,6 +24,7 @@ pub mod atomic;
 pub mod hash;
 pub mod json;
 
+pub mod gguf;
 pub mod safetensors;
 pub mod tokens;
 
