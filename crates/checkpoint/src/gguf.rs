@@ -116,9 +116,9 @@ impl GgufModel {
     ) -> Result<(), CheckpointError> {
         let (place, tensor) = self.place(config, spec)?;
         let (block_type, width) = (tensor.known_type()?, spec.width());
-        let failed = |source| formats::gguf::GgufError::Tensor {
+        let failed = |cause| formats::gguf::GgufError::Tensor {
             name: place.name.clone(),
-            source,
+            cause,
         };
         let row_bytes = block_type.bytes_for(width).map_err(failed)?;
         let first = place.start / width;

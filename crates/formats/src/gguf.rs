@@ -119,13 +119,13 @@ pub enum GgufError {
         /// Its type.
         ggml_type: u32,
     },
-    /// A tensor is there, with another number of elements.
-    #[error("tensor {name:?}: {source}")]
+    /// A tensor is there, and the memory for its elements has another size.
+    #[error("tensor {name:?}: {cause}")]
     Tensor {
         /// The tensor.
         name: String,
-        /// What does not fit.
-        source: BlockError,
+        /// What does not fit; part of the message, hence not a `source`.
+        cause: BlockError,
     },
     /// What was to be written contradicts itself.
     #[error("cannot write {}: {what}", path.display())]
@@ -353,9 +353,9 @@ impl GgufTensor<'_> {
     /// As [`GgufTensor::to_f32`], into memory that is already there.
     pub fn copy_to_f32(&self, out: &mut [f32]) -> Result<(), GgufError> {
         let dequantised = self.known_type()?.dequantise(self.bytes, out);
-        dequantised.map_err(|source| GgufError::Tensor {
+        dequantised.map_err(|cause| GgufError::Tensor {
             name: self.name.to_string(),
-            source,
+            cause,
         })
     }
 }

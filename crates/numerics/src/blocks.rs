@@ -252,11 +252,11 @@ impl BlockType {
 
     /// Stores values in whole blocks.
     ///
-    /// F16 and BF16 round to the nearest, ties to even; NaN and infinities stay what they are, and
-    /// what is beyond the range becomes an infinity. In the other types NaN is stored as 0, an
-    /// infinity as the largest number of its sign that its block can hold, and so is what is beyond
-    /// the range of the type; the other values of that block lose their precision to it. Who cares
-    /// looks for such values before.
+    /// F32 keeps every bit. F16 and BF16 round to the nearest, ties to even; NaN and infinities stay
+    /// what they are, and what is beyond the range becomes an infinity. In the other types NaN is
+    /// stored as 0, an infinity or a value beyond the range as a large number of its sign that the
+    /// block can hold; the scale follows it, and the other values of the block lose their precision.
+    /// Callers to whom that matters look for such values first.
     ///
     /// # Errors
     /// When `values` are no whole number of blocks, `out` is not of their size, or the type is not

@@ -54,13 +54,12 @@ pub(super) fn finite<const B: usize>(values: &[f32; B]) -> [f32; B] {
     })
 }
 
-/// The first value of largest magnitude, with its sign; 0 where all round to zero in every type.
+/// The first value of largest magnitude, with its sign.
 pub(super) fn peak(x: &[f32]) -> f32 {
-    let peak = x.iter().fold(
-        0.0f32,
-        |peak, x| if x.abs() > peak.abs() { *x } else { peak },
-    );
-    if peak.abs() <= TINY { 0.0 } else { peak }
+    x.iter().fold(
+        0.0,
+        |peak: f32, x| if x.abs() > peak.abs() { *x } else { peak },
+    )
 }
 
 /// The scale s of x ~ s q with q in -n..n; its sign is such that the peak is a negative q.
@@ -77,6 +76,7 @@ pub(super) fn symmetric(x: &[f32; 16], n: f32) -> f32 {
         let q = x.map(|x| round_within(x * inv, -n, n - 1.0));
         let (wqq, wxq) = (dot(&w, &q.map(|q| q * q)), dot(&wx, &q));
         let explained = wxq * wxq / wqq;
+        // NaN where squares vanish: such values are far below the smallest step of any type.
         if explained > best {
             (best, scale) = (explained, wxq / wqq);
         }
