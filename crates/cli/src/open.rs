@@ -105,6 +105,21 @@ impl OpenModel {
         ids
     }
 
+    /// The token that begins a document: the separator of training, or what the model's files name.
+    pub(crate) fn document_start(&self) -> Result<u32> {
+        let separator = self.tokenizer.as_ref().and_then(|t| t.specials().ok());
+        separator
+            .map(|special| special.eos)
+            .or(self.config.bos_token_id)
+            .or(self.eos_token_ids.first().copied())
+            .with_context(|| {
+                format!(
+                    "{} names no token that begins a document (bos_token_id)",
+                    self.path.display()
+                )
+            })
+    }
+
     /// SHA-256 of the GGUF file or of `model.safetensors`; of weights in several files, that of the lines
     /// `<sha256>  <file name>` of all of them in the order of their names.
     pub(crate) fn weights_sha256(&self) -> Result<String> {
@@ -195,9 +210,8 @@ pub(crate) fn read_tokenizer(checkpoint: &Checkpoint) -> Result<Option<Tokenizer
         Some(file) => gguf_tokenizer(file)?,
         None => {
             let file = checkpoint.path.join("tokenizer.json");
-            let load = || {
-                Tokenizer::load(&file).with_context(|| format!("cannot use {}", file.display()))
-            };
+            let load =
+                || Tokenizer::load(&file).with_context(|| format!("cannot use {}", file.display()));
             file.exists().then(load).transpose()?
         }
     };
@@ -256,8 +270,8 @@ pub(crate) fn gguf_tokenizer(file: &Gguf) -> Result<Option<Tokenizer>> {
         add_space_prefix: truth("add_space_prefix")?,
     };
     let tokenizer = Tokenizer::from_gguf(&vocab);
-    let tokenizer =
-        tokenizer.with_context(|| format!("cannot use the tokenizer of {}", file.path().display()))?;
+    let tokenizer = tokenizer
+        .with_context(|| format!("cannot use the tokenizer of {}", file.path().display()))?;
     Ok(Some(tokenizer))
 }
 

@@ -67,7 +67,7 @@ pub enum BitsPerByteError {
         at: usize,
     },
     /// Nothing to predict.
-    #[error("{} is empty; bits per byte need bytes", path.display())]
+    #[error("{} is empty; there is nothing to predict", path.display())]
     Empty {
         /// The file.
         path: PathBuf,
@@ -146,7 +146,7 @@ pub fn run(
     })
 }
 
-fn read_text(path: &Path) -> Result<String, BitsPerByteError> {
+pub(crate) fn read_text(path: &Path) -> Result<String, BitsPerByteError> {
     let bytes = std::fs::read(path).map_err(|e| FileError::io("read", path, e))?;
     if bytes.is_empty() {
         let path = path.to_path_buf();

@@ -32,7 +32,7 @@ pub struct Evaluation<I> {
     pub weights_sha256: Option<String>,
     /// All settings, defaults included.
     pub settings: BTreeMap<String, String>,
-    /// What the score counts: `percent correct` or `bits per byte`.
+    /// What the score counts: `percent correct`, `bits per byte`, `nats of KL divergence`.
     pub unit: String,
     /// The result: mean of the tracks, or of the files.
     pub score: f64,
@@ -110,6 +110,27 @@ pub struct FileBits {
     pub ci95: Interval,
     /// Whether the tokenizer changed the text (Unicode NFC) before it was scored.
     pub is_changed: bool,
+}
+
+/// A file and how far a model has moved from its reference on it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FileDrift {
+    /// As it was given.
+    pub file: String,
+    /// SHA-256 of the file.
+    pub sha256: String,
+    /// Tokens predicted by both.
+    pub tokens: u64,
+    /// Mean divergence of the next-token distributions, in nats.
+    pub kl_divergence: f64,
+    /// At 95 %, over windows of the text.
+    pub ci95: Interval,
+    /// Percent of positions with the same likeliest token.
+    pub top1_agreement: f64,
+    /// Of the text, for the model.
+    pub perplexity: f64,
+    /// Of the text, for the reference.
+    pub reference_perplexity: f64,
 }
 
 impl<I: Serialize + DeserializeOwned> Evaluation<I> {

@@ -5,7 +5,7 @@
 //! - [`local`], [`server`]: the two kinds of it: an engine with its tokenizer, an OpenAI-compatible URL
 //! - [`suite`]: the suites by name, and their settings
 //! - [`builtin`]: questions about the built-in world in the four areas of the national evaluation
-//! - [`bits_per_byte`]: how well texts are predicted
+//! - [`bits_per_byte`]: how well texts are predicted; [`drift`]: how far a smaller precision has moved
 //! - [`evaluation`]: the result as one document; [`mod@compare`]: two of them, item by item
 //! - [`stats`]: intervals and tests
 //!
@@ -24,12 +24,13 @@ pub mod suite;
 
 pub mod bits_per_byte;
 pub mod builtin;
+pub mod drift;
 
 pub mod compare;
 pub mod evaluation;
 pub mod stats;
 
 pub use compare::{Comparison, compare};
-pub use evaluation::{Answered, Evaluation, FileBits, Track};
+pub use evaluation::{Answered, Evaluation, FileBits, FileDrift, Track};
 pub use suite::{SUITES, Settings, SuiteInfo};
 pub use target::{AnswerOptions, Identity, Problem, Reply, Target, TargetError};

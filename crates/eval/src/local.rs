@@ -31,17 +31,19 @@ pub struct Local {
     tokenizer: Arc<Tokenizer>,
     identity: Identity,
     stop_ids: Vec<u32>,
+    document_start: u32,
     training_len: Option<usize>,
 }
 
 impl Local {
-    /// `stop_ids` end an answer; `training_len` is the number of tokens that the model saw at once in
-    /// training, where that is known.
+    /// `stop_ids` end an answer; `document_start` begins a text; `training_len` is the number of tokens that
+    /// the model saw at once in training, where that is known.
     pub fn new(
         engine: Engine,
         tokenizer: Arc<Tokenizer>,
         identity: Identity,
         stop_ids: Vec<u32>,
+        document_start: u32,
         training_len: Option<usize>,
     ) -> Local {
         Local {
@@ -49,8 +51,26 @@ impl Local {
             tokenizer,
             identity,
             stop_ids,
+            document_start,
             training_len,
         }
+    }
+
+    /// Tokens that can be seen at once.
+    pub(crate) fn max_context(&self) -> usize {
+        self.engine.max_context()
+    }
+
+    /// A text as the training loader has it: `separator, id, id, ...`.
+    pub(crate) fn document(&self, text: &str) -> Vec<u32> {
+        let mut ids = vec![self.document_start];
+        ids.extend(self.tokenizer.encode_ordinary(text));
+        ids
+    }
+
+    /// The logits (T, V) after each of the ids.
+    pub(crate) fn logits(&mut self, ids: &[u32]) -> Result<Vec<f32>, TargetError> {
+        Ok(self.engine.logits(ids)?)
     }
 
     fn request(&self, prompt: &str, options: &AnswerOptions) -> Result<Request, MissingSpecial> {
@@ -155,9 +175,7 @@ impl Target for Local {
         window: Option<usize>,
         done: &mut dyn FnMut(usize, usize),
     ) -> Result<ScoredText, TargetError> {
-        // A document is `separator, id, id, ...`, as the training loader has it.
-        let mut ids = vec![self.tokenizer.specials()?.eos];
-        ids.extend(self.tokenizer.encode_ordinary(text));
+        let ids = self.document(text);
         let is_changed = check_lossless(text, &self.tokenizer.decode(&ids[1..], false))?;
         let window = window.unwrap_or_else(|| {
             let suits = self.training_len.unwrap_or(DEFAULT_WINDOW);
@@ -308,6 +326,7 @@ mod tests {
             TOKENIZER.clone(),
             identity,
             vec![TOKENIZER.specials().unwrap().endofturn],
+            TOKENIZER.specials().unwrap().eos,
             Some(8),
         )
     }

@@ -30,7 +30,11 @@ pub struct Setting {
 }
 
 /// Every suite.
-pub const SUITES: [SuiteInfo; 2] = [crate::builtin::INFO, crate::bits_per_byte::INFO];
+pub const SUITES: [SuiteInfo; 3] = [
+    crate::builtin::INFO,
+    crate::bits_per_byte::INFO,
+    crate::drift::INFO,
+];
 
 /// The suite of this name.
 ///

@@ -98,6 +98,38 @@ impl Engine {
         Ok(scores)
     }
 
+    /// The logits (T, V) after each token of a sequence of its own.
+    ///
+    /// # Errors
+    /// When the engine is not idle, the sequence is longer than [`Engine::max_context`], or an id is not in
+    /// the vocabulary.
+    pub fn logits(&mut self, ids: &[u32]) -> Result<Vec<f32>, ScoreError> {
+        let len = ids.len().max(1);
+        let window = ScoreWindow {
+            max_context: len,
+            stride: len,
+        };
+        self.check_score(ids, window)?;
+        let vocab_size = self.runner.vocab_size();
+        let mut logits = vec![0.0; ids.len() * vocab_size];
+        let mut tables = self.scheduler.kv.new_tables();
+        let chunk = LOGIT_ROWS.min(self.config.max_num_batched_tokens);
+        for (i, part) in ids.chunks(chunk).enumerate() {
+            let (first, last) = (i * chunk, i * chunk + part.len());
+            let kv = &mut self.scheduler.kv;
+            let has_room = kv.grow(&mut tables, last);
+            assert!(has_room, "an idle engine has room for max_context");
+            self.batch.clear(kv.groups().len());
+            let blocks = tables.iter().map(|table| table.blocks());
+            self.batch.push(part, first, part.len(), blocks);
+            let rows = &mut logits[first * vocab_size..last * vocab_size];
+            self.runner.forward(&self.batch, rows);
+            self.scheduler.kv.release_passed(&mut tables, last);
+        }
+        self.scheduler.kv.release_all(&mut tables);
+        Ok(logits)
+    }
+
     fn check_score(&self, ids: &[u32], window: ScoreWindow) -> Result<(), ScoreError> {
         if !self.is_idle() {
             return Err(ScoreError::Busy);

@@ -198,9 +198,13 @@ fn byte_level_model(
     index: &Index<'_>,
 ) -> Result<Model, LoadError> {
     let mut byte_ids = [NO_TOKEN; 256];
+    // A vocabulary may lack bytes that its text never had; each is then an unknown one. (A run of them as
+    // one is what no such file asks for.)
+    let unk = bpe.unk_token.as_deref().filter(|_| !bpe.fuse_unk);
+    let unk = unk.and_then(|token| index.id(token));
     for byte in 0..=255_u8 {
         let spelling = char_of_byte(byte);
-        match index.id(spelling.encode_utf8(&mut [0; 4])) {
+        match index.id(spelling.encode_utf8(&mut [0; 4])).or(unk) {
             Some(id) => byte_ids[usize::from(byte)] = id,
             // Bytes that no UTF-8 has.
             None if matches!(byte, 0xC0 | 0xC1 | 0xF5..) => {}

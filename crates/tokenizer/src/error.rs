@@ -108,7 +108,9 @@ pub enum LoadError {
         id: u32,
     },
     /// A byte that no token stands for, so that some text could not be encoded.
-    #[error("no token for byte {byte:#04x} (spelled {spelling:?}); byte-level BPE needs all 256")]
+    #[error(
+        "no token for byte {byte:#04x} (spelled {spelling:?}); byte-level BPE without unk_token needs all 256"
+    )]
     MissingByte {
         /// The byte.
         byte: u8,

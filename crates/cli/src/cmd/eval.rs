@@ -3,11 +3,13 @@
 use crate::open::OpenModel;
 use crate::progress::{Progress, Unit, tell};
 use crate::{env, open, print, training};
-use ::eval::evaluation::{Answered, Evaluation, FileBits};
+use ::eval::evaluation::{Answered, Evaluation, FileBits, FileDrift};
 use ::eval::local::Local;
 use ::eval::server::{Server, ServerOptions};
 use ::eval::suite::{self, SettingError};
-use ::eval::{Comparison, Identity, SUITES, Settings, Target, bits_per_byte, builtin, compare};
+use ::eval::{
+    Comparison, Identity, SUITES, Settings, Target, bits_per_byte, builtin, compare, drift,
+};
 use anyhow::{Context, Result};
 use clap::builder::PossibleValuesParser;
 use clap::error::ErrorKind;
@@ -80,12 +82,16 @@ fn after_help() -> String {
   dokja eval run --suite builtin
   dokja eval run --suite builtin --set per_area=400 --set areas=mathematics,knowledge
   dokja eval run --suite bits-per-byte --set files=ko.txt,en.txt --json
+  dokja eval model-q4_k.gguf --suite drift --set reference=model --set files=ko.txt
   DOKJA_API_KEY=... dokja eval https://host/v1 --suite builtin --served-model NAME --out results",
     );
     text
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    if args.suite == drift::INFO.name {
+        return run_drift(args);
+    }
     let is_server = ["http://", "https://"]
         .iter()
         .any(|s| args.model.starts_with(s));
@@ -201,6 +207,7 @@ fn local(model: &OpenModel, name: &str, home: &Home) -> Result<Local> {
         tokenizer,
         identity,
         model.stop_ids(),
+        model.document_start()?,
         home.training_len,
     ))
 }
@@ -232,18 +239,30 @@ pub(crate) fn run_builtin(
 }
 
 fn run_bits_per_byte(target: &mut dyn Target, settings: &Settings) -> Result<Evaluation<FileBits>> {
+    with_file_progress("scoring", &mut |progress| {
+        bits_per_byte::run(target, settings, progress)
+    })
+}
+
+/// What a suite over files tells while it runs: the file, the tokens that are done, and all of them.
+type FileProgress<'a> = &'a mut dyn FnMut(&str, usize, usize);
+
+/// Runs a suite over files with a progress bar for each.
+fn with_file_progress<T, E>(
+    what: &str,
+    run: &mut dyn FnMut(FileProgress) -> Result<T, E>,
+) -> Result<T>
+where
+    anyhow::Error: From<E>,
+{
     let mut bar: Option<(String, Progress)> = None;
-    let result = bits_per_byte::run(target, settings, &mut |file, done, total| {
+    let result = run(&mut |file, done, total| {
         if bar.as_ref().is_none_or(|(of, _)| of != file) {
             if let Some((_, finished)) = bar.take() {
                 finished.finish();
             }
-            let new = Progress::new(
-                &format!("scoring {file}"),
-                Unit::Of("tokens"),
-                0,
-                total as u64,
-            );
+            let name = format!("{what} {file}");
+            let new = Progress::new(&name, Unit::Of("tokens"), 0, total as u64);
             bar = Some((file.to_owned(), new));
         }
         if let Some((_, bar)) = &mut bar {
@@ -254,6 +273,52 @@ fn run_bits_per_byte(target: &mut dyn Target, settings: &Settings) -> Result<Eva
         bar.finish();
     }
     Ok(result?)
+}
+
+/// Compares a model with the one it was made of.
+fn run_drift(args: &Args) -> Result<()> {
+    let settings = settings(args, &[])?;
+    let path = |name: &str| PathBuf::from(&settings.values()[name]);
+    let model = open::model(Path::new(&args.model))?;
+    let reference = open::model(&path("reference"))?;
+    let home = Home::of(&model)?;
+    let mut of_model = local(&model, &args.model, &home)?;
+    let name = reference.path.display().to_string();
+    let mut of_reference = local(&reference, &name, &Home::default())?;
+    let result = with_file_progress("comparing", &mut |progress| {
+        drift::run(&mut of_model, &mut of_reference, &settings, progress)
+    })?;
+    let kept = keep(args, &home, &result)?;
+    let items = result.items.iter();
+    let agreement = items.clone().map(|item| item.top1_agreement).sum::<f64>() / items.len() as f64;
+    let more = json!({ "kl_divergence": result.score, "top1_agreement": agreement });
+    finish(args, &result, kept, describe_drift(&result), more)
+}
+
+fn describe_drift(result: &Evaluation<FileDrift>) -> String {
+    let mut text = format!(
+        "drift from {}, windows of {} tokens; the smaller the better\n\n",
+        result.settings["reference"], result.settings["window"]
+    );
+    let width = result.items.iter().map(|item| item.file.len()).max();
+    for item in &result.items {
+        let _ = writeln!(
+            text,
+            "  {:<width$}  KL {:.5} nats ({:.5} to {:.5}), same likeliest token {:.2} %, perplexity {:.3} \
+             (reference {:.3}), {} tokens",
+            item.file,
+            item.kl_divergence,
+            item.ci95[0],
+            item.ci95[1],
+            item.top1_agreement,
+            item.perplexity,
+            item.reference_perplexity,
+            item.tokens,
+            width = width.unwrap_or(0)
+        );
+    }
+    let _ = writeln!(text, "  mean KL {:.5} nats", result.score);
+    text
 }
 
 fn against(path: &Path, result: &Evaluation<Answered>) -> Result<Comparison> {

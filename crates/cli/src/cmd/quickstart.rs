@@ -235,6 +235,7 @@ fn ask_untrained(run: &RunDir, recipe: &Recipe) -> Result<Evaluation<Answered>> 
     let runner = ModelRunner::new(device, model);
     let engine = Engine::new(Box::new(runner), EngineConfig::default())?;
     let stop_ids = vec![sources.specials.endofturn, sources.specials.eos];
+    let start = sources.specials.eos;
     let tokenizer = sources.tokenizer.into();
     let identity = Identity {
         model: "random start".to_string(),
@@ -243,7 +244,7 @@ fn ask_untrained(run: &RunDir, recipe: &Recipe) -> Result<Evaluation<Answered>> 
     ask(
         run,
         "before",
-        Local::new(engine, tokenizer, identity, stop_ids, None),
+        Local::new(engine, tokenizer, identity, stop_ids, start, None),
     )
 }
 
@@ -260,10 +261,11 @@ fn ask_trained(run: &RunDir) -> Result<Evaluation<Answered>> {
         weights_sha256: Some(model.weights_sha256()?),
     };
     let (tokenizer, stop_ids) = (model.tokenizer()?, model.stop_ids());
+    let start = model.document_start()?;
     ask(
         run,
         "after",
-        Local::new(engine, tokenizer, identity, stop_ids, None),
+        Local::new(engine, tokenizer, identity, stop_ids, start, None),
     )
 }
 

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed test is told by its panic")]
 
 mod audit;
+mod convert;
 mod kill;
 mod machine;
 mod score;

@@ -105,6 +105,14 @@ fn ids_that_collide_or_go_too_far_are_told() {
         .shift_remove("a");
     let message = read(&missing).unwrap_err();
     assert!(message.contains("no token for byte 0x61"), "{message}");
+    missing["model"]["unk_token"] = json!("b");
+    let tokenizer = Tokenizer::from_json(&missing.to_string()).unwrap();
+    let b = tokenizer.id_of("b").unwrap();
+    assert_eq!(
+        tokenizer.encode("aab"),
+        [b; 3],
+        "an unknown byte is the unknown token"
+    );
 }
 
 #[test]

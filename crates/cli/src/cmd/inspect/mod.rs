@@ -52,12 +52,13 @@ fn look(path: &Path) -> Result<Told> {
     }
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     match path.extension().and_then(|e| e.to_str()) {
+        Some("gguf") => model::inspect(path),
         Some("safetensors") => files::safetensors(path),
         Some("tokens") => files::tokens(path),
         Some("json") if name == "tokenizer.json" => files::tokenizer(path),
         Some("json") if name == "config.json" => model::inspect_config(path),
         _ => bail!(
-            "{} is of no kind that is known: .safetensors, .tokens, tokenizer.json, config.json, or a \
+            "{} is of no kind that is known: .gguf, .safetensors, .tokens, tokenizer.json, config.json, or a \
              directory",
             path.display()
         ),

@@ -40,7 +40,7 @@ const PRECISIONS: [(&str, f64); 7] = [
     ("q4_0", 4.5),
 ];
 
-/// A checkpoint directory.
+/// A checkpoint directory or a GGUF file.
 pub(super) fn inspect(path: &Path) -> Result<Told> {
     let checkpoint = Checkpoint::open_unchecked(path)?;
     let problem = checkpoint.check().err().map(|e| e.to_string());
@@ -50,13 +50,18 @@ pub(super) fn inspect(path: &Path) -> Result<Told> {
     for (name, tensors, bytes_of) in &stored {
         let _ = write!(line, "{tensors} tensors of {name} ({}), ", bytes(*bytes_of));
     }
+    let kind = if checkpoint.gguf().is_some() {
+        "gguf"
+    } else {
+        "checkpoint"
+    };
     told.text = format!(
-        "checkpoint {}\n\n{}  stored         {}\n",
+        "{kind} {}\n\n{}  stored         {}\n",
         path.display(),
         told.text,
         line.trim_end_matches(", ")
     );
-    told.json["kind"] = json!("checkpoint");
+    told.json["kind"] = json!(kind);
     told.json["path"] = json!(path);
     let types = stored.iter().map(|(name, tensors, bytes)| {
         let entry = json!({ "tensors": tensors, "bytes": bytes });
