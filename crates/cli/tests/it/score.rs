@@ -196,6 +196,39 @@ fn bits_per_byte_are_those_of_the_training_pass() {
 }
 
 #[test]
+fn a_smaller_precision_drifts_and_the_same_one_does_not() {
+    let dir = tempfile::tempdir().unwrap();
+    checkpoint(dir.path(), 256);
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    std::fs::write(
+        path("a.txt"),
+        "The sea is calm. The boats are out. ".repeat(9),
+    )
+    .unwrap();
+    let model = shown(dir.path());
+    let drift = |precision: &str| {
+        let file = path(&format!("{precision}.gguf"));
+        let args = ["convert", model, &file, "--type", precision];
+        assert!(dokja(&args, &[]).status.success());
+        let sets = [
+            format!("reference={model}"),
+            format!("files={}", path("a.txt")),
+        ];
+        let mut args = vec!["eval", &file, "--suite", "drift", "--json"];
+        args.extend(["--set", &sets[0], "--set", &sets[1], "--set", "window=64"]);
+        json(&dokja(&args, &[]))
+    };
+    let same = drift("f32");
+    assert_eq!(same["kl_divergence"], 0.0);
+    assert_eq!(same["top1_agreement"], 100.0);
+    let item = &same["items"][0];
+    assert_eq!(item["perplexity"], item["reference_perplexity"]);
+    let half = drift("bf16");
+    assert!(half["kl_divergence"].as_f64().unwrap() > 0.0);
+    assert!(half["score"].as_f64().unwrap() < 1e-2);
+}
+
+#[test]
 fn what_cannot_be_scored_is_told() {
     let dir = tempfile::tempdir().unwrap();
     checkpoint(dir.path(), 256);
