@@ -3,7 +3,8 @@
 //! and Llama families are read too, from such files and from GGUF.
 //!
 //! In reading order: `tokenizer` (text to ids and back), `pretokenize` and `bpe` (the two steps of
-//! it), `train`, `special` (tokens with a meaning), `chat_template` (messages to ids), `stream` (ids to
+//! it), `train`, `special` (tokens with a meaning), `chat_template` (messages to ids), `jinja` (the same
+//! by a model's own template), `stream` (ids to
 //! text as they come), `json` and `gguf` (the files), `assemble` (from a file to a tokenizer).
 //!
 //! ```
@@ -47,6 +48,7 @@ pub mod train;
 pub mod special;
 
 pub mod chat_template;
+pub mod jinja;
 pub mod stream;
 
 pub mod error;
@@ -55,6 +57,7 @@ pub use crate::tokenizer::{MAX_VOCAB_SIZE, Tokenizer};
 pub use chat_template as chat;
 pub use error::{LoadError, MissingSpecial, SaveError};
 pub use gguf::{GgufData, GgufVocab, NotInGguf};
+pub use jinja::{ChatTemplate, Conversation, TemplateError};
 pub use special::{AddedToken, Specials};
 pub use stream::StreamDecoder;
 pub use train::{Progress, TrainError, Trainer};

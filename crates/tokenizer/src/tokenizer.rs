@@ -10,7 +10,7 @@
 //! and never truncates or pads. Tested against the Hugging Face `tokenizers` library in `tests/`.
 
 use crate::added::{AddedMatcher, Part};
-use crate::assemble::{TokenizerParts, assemble};
+use crate::assemble::{ModelParts, TokenizerParts, assemble};
 use crate::bpe::Bpe;
 use crate::decode::{Plan, TextState, TokenText};
 use crate::error::{LoadError, MissingSpecial, SaveError};
@@ -155,6 +155,15 @@ impl Tokenizer {
     /// `encode_ordinary`.
     pub fn is_added(&self, id: u32) -> bool {
         self.is_added.get(id as usize).copied().unwrap_or(false)
+    }
+
+    /// Whether the token stands for text that the vocabulary does not know.
+    pub(crate) fn is_unknown(&self, id: u32) -> bool {
+        let unknown = match &self.parts.model {
+            ModelParts::Bpe(bpe) => bpe.unk_token.as_deref().and_then(|token| self.id_of(token)),
+            ModelParts::Scored(scored) => scored.unk_id,
+        };
+        unknown == Some(id)
     }
 
     /// The special tokens by role.

@@ -90,6 +90,11 @@ impl Pattern {
         Ok(Pattern { source, matcher })
     }
 
+    /// Whether the scanner stands for it.
+    pub(crate) fn is_k_exaone(&self) -> bool {
+        matches!(self.matcher, Matcher::KExaone)
+    }
+
     pub(crate) fn source(&self) -> &PatternSource {
         &self.source
     }

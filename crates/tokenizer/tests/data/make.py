@@ -52,8 +52,8 @@ TEXTS = [
 ]
 
 # Texts that show how a file cuts, and those with what looks like a token.
-CUTS = (3, 5, 6, 7, 9, 11, 12, 30, 37, 43)
-TOKENS = (*range(19, 34), 37)
+CUTS = (5, 6, 7, 11, 12, 30, 42)
+TOKENS = (*range(19, 26), 27, 29, 30, 31, 32, 33, 37)
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 WORDED = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -68,15 +68,15 @@ BAILING = (r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p
 PATTERNS = [
     GPT2, WORDED % r"\p{N}{1,3}", WORDED % r"\p{N}", O200K, DEEPSEEK, BAILING,
     r"\p{N}{1,3}+", r"\p{N}{2}?", r"\p{L}{2,3}?", r"\p{L}++", r"[^ ]*+", r"(?i)the|LAMP", r"t(?i)he|lamp", r"(?i:L)a",
-    r"\w+", r"\W+", r"\d+", r"\D+", r"\s", r"\S+", r"\h+", r"^.", r".$", r"\s+$", r"\bt", r"\B\w", r".+", r"(?m:.+)",
+    r"\w+", r"\W+", r"\d+", r"\s", r"\h+", r"^.", r".$", r"\s+$", r"\bt", r"\B\w", r".+", r"(?m:.+)",
     r"(?<=t)h", r"(?<!t)h", r"(?=h)", r"(?!h)\p{L}", r"[a-c\-x]+", r"[+\-*/=]", r"[^a-z0-9\s]+", r"[\w\-.]+", r"[a~~b&c]+",
-    r"\p{Lu}\p{Ll}*", r"\p{^L}+", r"\P{L}+", r"\p{Han}+", r"\p{Hangul}", r"\p{Alphabetic}+", r"\p{Alpha}+",
-    r"\p{Punct}+", r"\p{P}+", r"\p{Space}", r"\p{Upper}", r"\p{Lower}+", r"[가-힣]+", r"[一-龥぀-ゟ゠-ヿ]+", r"\x{AC00}|\x41|\uB4F1",
+    r"\p{Lu}\p{Ll}*", r"\p{^L}+", r"\p{Han}+", r"\p{Hangul}", r"\p{Alphabetic}+", r"\p{Alpha}+",
+    r"\p{Punct}+", r"\p{Upper}", r"\p{Lower}+", r"[가-힣]+", r"[一-龥぀-ゟ゠-ヿ]+", r"\x{AC00}|\x41|\uB4F1",
     r"(the|lamp)+ ", r"(?:a|ab)(?:c|bcd)?", r"(?>a|ab)b", r"a{,2}b", r"a{x}", r"\.|\/|\(|\<|\-", r" ?\S", r"(?#what)l", r"\Ath", r"p\z",
     r"(?=(\d{3})+(?!\d))", r"\t|\n|\r|\f|\v|\e|\a",
 ]
 
-PATTERN_TEXTS = [TEXTS[i] for i in (5, 6, 7, 11, 12, 16, 17, 30, 45)] + [
+PATTERN_TEXTS = [TEXTS[i] for i in (5, 6, 7, 12, 16, 17)] + [
     "a{x} abcd aab\ntab{x}\n", "The LAMP lamp\nthe\n", "x~-a&b 1234567 A.B/(c)<d>\x1b\x0b", "a\u200db \u24d0\u2167\u203f_",
 ]
 
@@ -108,7 +108,7 @@ def train(pre_tokenizer, vocab_size, special, alphabet, **options):
 
 def shared_models():
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    vocab, merges = train(byte_level, 470, ["<s>", "</s>"], sorted(pre_tokenizers.ByteLevel.alphabet()))
+    vocab, merges = train(byte_level, 400, ["<s>", "</s>"], sorted(pre_tokenizers.ByteLevel.alphabet()))
     # Tokens that no merges make.
     for token in ["zebra", "\u0120zebra", "??", "\u0120!!", "day"]:
         assert token not in vocab
@@ -117,8 +117,8 @@ def shared_models():
              "fuse_unk": False, "byte_fallback": False, "ignore_merges": False}
     byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
     metaspace = pre_tokenizers.Metaspace()
-    chars, char_merges = train(metaspace, 470, ["<unk>", "<s>", "</s>", *byte_tokens], [], limit_alphabet=60)
-    bare, bare_merges = train(metaspace, 200, ["<unk>", "<s>", "</s>"], [], limit_alphabet=60)
+    chars, char_merges = train(metaspace, 400, ["<unk>", "<s>", "</s>", *byte_tokens], [], limit_alphabet=60)
+    bare, bare_merges = train(metaspace, 160, ["<unk>", "<s>", "</s>"], [], limit_alphabet=60)
     return {
         "bytes": {**model, "vocab": vocab, "merges": merges},
         "chars": {**model, "unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True, "vocab": chars, "merges": char_merges},
@@ -165,22 +165,29 @@ LLAMA_DECODER = {"type": "Sequence", "decoders": [TO_SPACES, {"type": "ByteFallb
                                                   {"type": "Strip", "content": " ", "start": 1, "stop": 0}]}
 
 
+def common(shared, model):
+    """What the files of a model have where they say nothing else."""
+    vocab = shared[model]["vocab"]
+    tokens = [added(token, vocab[token]) for token in ("<unk>", "<s>", "</s>") if token in vocab]
+    return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": tokens, "normalizer": None, "pre_tokenizer": None,
+            "post_processor": None, "decoder": byte_level() if model == "bytes" else LLAMA_DECODER}
+
+
 def files(shared):
     """Name, model, texts, and what differs from a file without anything."""
     top = {name: len(model["vocab"]) for name, model in shared.items()}
     ids = {token: shared["bytes"]["vocab"][token] for token in ("<s>", "</s>")}
-    two = [added("<s>", ids["<s>"]), added("</s>", ids["</s>"])]
-    three = [added("<unk>", 0), added("<s>", 1), added("</s>", 2)]
+    two, three = (common(shared, model)["added_tokens"] for model in ("bytes", "chars"))
     end = top["bytes"]
     word = WORDED % r"\p{N}"
 
     every = range(len(TEXTS))
 
     def bytes_(name, pre, texts=CUTS, **other):
-        return name, "bytes", texts, {"pre_tokenizer": pre, "decoder": byte_level(), "added_tokens": two, **other}
+        return name, "bytes", texts, {"pre_tokenizer": pre, **other}
 
     def chars(name, model="chars", texts=TOKENS, **other):
-        return name, model, texts, {"decoder": LLAMA_DECODER, "added_tokens": three, **other}
+        return name, model, texts, other
 
     llama = {"normalizer": normal(PREPEND, TO_MARKS)}
     yield bytes_("gpt-2", byte_level(use_regex=True), every)
@@ -224,18 +231,17 @@ def files(shared):
 
 def library():
     shared = shared_models()
-    common = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None, "pre_tokenizer": None,
-              "post_processor": None, "decoder": None}
     recorded, decoders_seen = [], []
     for name, model, texts, parts in files(shared):
         options = {key: parts.pop(key) for key in ("ignore_merges", "fuse_unk", "unk_token") if key in parts}
-        tokenizer = Tokenizer.from_str(json.dumps({**common, **parts, "model": {**shared[model], **options}}))
+        file = {**common(shared, model), **parts}
+        tokenizer = Tokenizer.from_str(json.dumps({**file, "model": {**shared[model], **options}}))
         cases = []
         for index in texts:
             text = TEXTS[index]
             ids = tokenizer.encode(text, add_special_tokens=False).ids
-            around = tokenizer.encode(text).ids
-            differs = {} if around == ids else {"around": runs(around)}
+            around = tokenizer.encode(text).ids  # recorded of short texts
+            differs = {} if around == ids or len(ids) > 20 else {"around": runs(around)}
             expected = text
             for key, skip in (("decoded", False), ("skipped", True)):
                 decoded = tokenizer.decode(ids, skip_special_tokens=skip)
@@ -244,14 +250,14 @@ def library():
                 expected = decoded
             cases.append([index, runs(ids), differs] if differs else [index, runs(ids)])
         record = {"name": name, "model": model, "options": options, "file": parts, "cases": cases}
-        if parts["decoder"] not in decoders_seen:
+        if file["decoder"] not in decoders_seen:
             # Ids that no text gives: bytes that are no characters, in any order.
-            decoders_seen.append(parts["decoder"])
+            decoders_seen.append(file["decoder"])
             size = tokenizer.get_vocab_size()
-            odd = [[(7 * i + 3 * j * j) % size for j in range(12)] for i in range(1, 9)]
+            odd = [[(7 * i + 3 * j * j) % size for j in range(12)] for i in range(1, 6)]
             record["odd"] = [{"ids": ids, "decoded": tokenizer.decode(ids, skip_special_tokens=False)} for ids in odd]
         recorded.append(record)
-    return {"models": shared, "common": common, "texts": [packed(text) for text in TEXTS], "files": recorded}
+    return {"models": shared, "common": {model: common(shared, model) for model in shared}, "texts": [packed(text) for text in TEXTS], "files": recorded}
 
 
 def patterns():
@@ -275,14 +281,14 @@ def scored():
     for prefix in (True, False):
         out = io.BytesIO()
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(CORPUS.splitlines() * 3), model_writer=out, model_type="bpe", vocab_size=430, byte_fallback=True,
+            sentence_iterator=iter(CORPUS.splitlines() * 3), model_writer=out, model_type="bpe", vocab_size=400, byte_fallback=True,
             normalization_rule_name="identity", add_dummy_prefix=prefix, remove_extra_whitespaces=False, character_coverage=0.98,
             split_by_whitespace=prefix, allow_whitespace_only_pieces=True, minloglevel=2, num_threads=1, hard_vocab_limit=False)
         model = sentencepiece.SentencePieceProcessor(model_proto=out.getvalue())
         size = model.get_piece_size()
         kinds = [(model.is_unknown, 2), (model.is_control, 3), (model.is_unused, 5), (model.is_byte, 6)]
         cases = []
-        for index in range(len(TEXTS)) if prefix else CUTS + TOKENS:
+        for index in range(len(TEXTS)) if prefix else CUTS:
             ids = model.encode(TEXTS[index])
             decoded = model.decode(ids)
             cases.append([index, runs(ids)] + ([] if decoded == TEXTS[index] else [{"decoded": packed(decoded)}]))

@@ -53,7 +53,7 @@ fn texts(data: &Value) -> Vec<String> {
 struct Case {
     text: String,
     ids: Vec<u32>,
-    around: Vec<u32>,
+    around: Option<Vec<u32>>, // with special tokens; recorded of short texts
     decoded: String,
     skipped: String,
 }
@@ -63,7 +63,8 @@ fn cases(texts: &[String], record: &Value) -> Vec<Case> {
         let text = texts[case[0].as_u64().unwrap() as usize].clone();
         let differs = |key: &str| case.get(2).and_then(|differs| differs.get(key));
         let ids = ids(&case[1]);
-        let around = differs("around").map_or_else(|| ids.clone(), self::ids);
+        let around = differs("around").map(self::ids);
+        let around = around.or_else(|| (ids.len() <= 20).then(|| ids.clone()));
         let decoded = differs("decoded").map_or_else(|| text.clone(), text_of);
         let skipped = differs("skipped").map_or_else(|| decoded.clone(), text_of);
         Case {
@@ -84,11 +85,12 @@ fn cases(texts: &[String], record: &Value) -> Vec<Case> {
 
 /// The `tokenizer.json` of a record.
 fn file(data: &Value, record: &Value) -> Value {
-    let mut file = data["common"].clone();
+    let model = record["model"].as_str().unwrap();
+    let mut file = data["common"][model].clone();
     for (key, value) in record["file"].as_object().unwrap() {
         file[key] = value.clone();
     }
-    file["model"] = data["models"][record["model"].as_str().unwrap()].clone();
+    file["model"] = data["models"][model].clone();
     for (key, value) in record["options"].as_object().unwrap() {
         file["model"][key] = value.clone();
     }
@@ -153,13 +155,10 @@ fn every_kind_of_file_has_the_ids_and_the_text_of_the_library() {
                 found == case.ids,
                 format!("{found:?}, not {:?}", case.ids),
             );
-            let found = tokenizer.encode_with_special_tokens(text);
-            check(
-                "ids with special tokens",
-                text,
-                found == case.around,
-                format!("{found:?}"),
-            );
+            if let Some(around) = case.around {
+                let found = tokenizer.encode_with_special_tokens(text);
+                check("ids around", text, found == around, format!("{found:?}"));
+            }
             for (skip_special, expected) in [(false, &case.decoded), (true, &case.skipped)] {
                 let found = tokenizer.decode(&case.ids, skip_special);
                 check("decoding", text, found == *expected, format!("{found:?}"));
@@ -190,7 +189,7 @@ fn every_kind_of_file_has_the_ids_and_the_text_of_the_library() {
         wrong.len(),
         wrong.join("\n")
     );
-    assert!(num_cases > 3000, "{num_cases}");
+    assert!(num_cases > 2000, "{num_cases}");
 }
 
 #[test]
