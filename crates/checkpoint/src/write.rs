@@ -11,6 +11,7 @@ use formats::safetensors::{
     Dtype, INDEX_FILE, SINGLE_FILE, TensorData, TensorSource, write_safetensors,
 };
 use half::{bf16, f16};
+use model::config::Compute;
 use model::weights::{Role, TensorSpec};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -82,7 +83,12 @@ pub fn write_hugging_face(
         bytes: 0,
     };
     atomic::write_dir(dir, total + (1 << 24), |dir| {
-        let mut config = from.config.to_json();
+        let mut config = from.config.clone();
+        if float == Float::Bf16 {
+            // As every bf16 file is taken, whatever its layout.
+            config.compute = Compute::Bf16;
+        }
+        let mut config = config.to_json();
         config["dtype"] = json!(float.name());
         json::write(&dir.join("config.json"), &config)?;
         for (name, bytes) in extra {

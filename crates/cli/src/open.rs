@@ -16,7 +16,7 @@ use model::{Layout, ModelConfig, Transformer};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use tokenizer::{GgufVocab, Tokenizer};
+use tokenizer::{ChatFormat, ChatTemplate, GgufVocab, Tokenizer};
 
 /// A context that is worth having: where the memory holds less, and the model could take more, it is
 /// refused.
@@ -103,6 +103,29 @@ impl OpenModel {
         ids.sort_unstable();
         ids.dedup();
         ids
+    }
+
+    /// How the model is spoken to: by the template of its files, else in the built-in format.
+    pub(crate) fn chat_format(&self) -> Result<ChatFormat> {
+        let Some(source) = chat_template(&self.checkpoint)? else {
+            return Ok(ChatFormat::built_in());
+        };
+        let template = ChatTemplate::new(&source)
+            .with_context(|| format!("cannot use the chat template of {}", self.path.display()))?;
+        let text = |id: Option<u32>| {
+            let bytes = self.tokenizer.as_ref()?.token_bytes(id?)?;
+            Some(String::from_utf8_lossy(bytes).into_owned())
+        };
+        let config = &self.config;
+        let variables = [
+            ("bos_token", text(config.bos_token_id)),
+            ("eos_token", text(self.eos_token_ids.first().copied())),
+            ("pad_token", text(config.pad_token_id)),
+        ];
+        let variables = variables
+            .into_iter()
+            .map(|(name, token)| (name.to_string(), Value::from(token.unwrap_or_default())));
+        Ok(ChatFormat::of_template(template, variables.collect()))
     }
 
     /// The token that begins a document: the separator of training, or what the model's files name.

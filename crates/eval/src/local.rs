@@ -9,8 +9,8 @@ use std::sync::Arc;
 use infer::{
     Completion, Engine, FinishReason, Request, RequestId, SamplingParams, ScoreWindow, SubmitError,
 };
-use tokenizer::chat::{self, ChatOptions, Message};
-use tokenizer::{MissingSpecial, Tokenizer};
+use tokenizer::chat::{ChatOptions, Message};
+use tokenizer::{ChatError, ChatFormat, Tokenizer};
 use unicode_normalization::UnicodeNormalization;
 
 use crate::server::without_thinking;
@@ -29,6 +29,7 @@ const HALF_WINDOWS: usize = 32;
 pub struct Local {
     engine: Engine,
     tokenizer: Arc<Tokenizer>,
+    chat_format: ChatFormat,
     identity: Identity,
     stop_ids: Vec<u32>,
     document_start: u32,
@@ -49,10 +50,19 @@ impl Local {
         Local {
             engine,
             tokenizer,
+            chat_format: ChatFormat::built_in(),
             identity,
             stop_ids,
             document_start,
             training_len,
+        }
+    }
+
+    /// The same, asked in another format than the built-in one.
+    pub fn with_chat_format(self, chat_format: ChatFormat) -> Local {
+        Local {
+            chat_format,
+            ..self
         }
     }
 
@@ -73,14 +83,15 @@ impl Local {
         Ok(self.engine.logits(ids)?)
     }
 
-    fn request(&self, prompt: &str, options: &AnswerOptions) -> Result<Request, MissingSpecial> {
+    fn request(&self, prompt: &str, options: &AnswerOptions) -> Result<Request, ChatError> {
         let how = ChatOptions {
             enable_thinking: options.thinking,
             add_generation_prompt: true,
         };
-        let rendered = chat::render(&self.tokenizer, &[Message::user(prompt)], &how)?;
+        let message = [Message::user(prompt)];
+        let prompt = self.chat_format.prompt(&self.tokenizer, &message, &how)?;
         Ok(Request {
-            prompt_ids: rendered.ids,
+            prompt_ids: prompt.ids,
             max_tokens: options.max_tokens,
             sampling: SamplingParams::greedy(),
             stop_ids: self.stop_ids.clone(),

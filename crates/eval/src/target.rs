@@ -125,7 +125,7 @@ pub enum TargetError {
     },
     /// A special token that the chat format needs.
     #[error("the model cannot be asked: {0}")]
-    Chat(#[from] tokenizer::MissingSpecial),
+    Chat(#[from] tokenizer::ChatError),
     /// Encoding the text and decoding it again gives another text.
     #[error(
         "the tokenizer does not give the text back (first difference at byte {at} of its NFC form); \

@@ -15,7 +15,7 @@
 use crate::block::{Block, BlockKept, BlockScratch, Sequences, compute};
 use crate::config::ModelConfig;
 use crate::linear::Linear;
-use crate::weights::{Layout, Matrices, MtpSpans, Read, TensorSpec};
+use crate::weights::{Layout, Matrices, MtpSpans, Read, ReadTensor};
 use tensor::ops::cross_entropy::{self, IGNORE};
 use tensor::ops::gemm::Store;
 use tensor::ops::qk_norm_rope::RopeTable;
@@ -215,7 +215,7 @@ impl Transformer {
     pub fn load<E>(
         device: &Device,
         config: ModelConfig,
-        read: &mut dyn FnMut(&TensorSpec, &mut [f32]) -> Result<(), E>,
+        read: &mut ReadTensor<E>,
     ) -> Result<Transformer, E> {
         let layout = Layout::for_serving(&config);
         let mut model = Transformer::empty(device, config, layout, false);

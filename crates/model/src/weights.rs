@@ -353,10 +353,13 @@ impl Matrices for &Tensor {
     }
 }
 
+/// Gives the values of a tensor.
+pub type ReadTensor<'a, E> = dyn FnMut(&TensorSpec, &mut [f32]) -> Result<(), E> + 'a;
+
 /// Matrices that are read when they are asked for, one at a time.
 pub struct Read<'a, E> {
     layout: &'a Layout,
-    read: &'a mut dyn FnMut(&TensorSpec, &mut [f32]) -> Result<(), E>,
+    read: &'a mut ReadTensor<'a, E>,
     values: Tensor,
     failed: Option<E>,
 }
@@ -366,7 +369,7 @@ impl<'a, E> Read<'a, E> {
     pub fn new(
         device: &Device,
         layout: &'a Layout,
-        read: &'a mut dyn FnMut(&TensorSpec, &mut [f32]) -> Result<(), E>,
+        read: &'a mut ReadTensor<'a, E>,
     ) -> Read<'a, E> {
         Read {
             layout,

@@ -33,13 +33,14 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
-use tokenizer::Tokenizer;
-use tokenizer::chat::{self, ChatOptions};
+use tokenizer::chat::ChatOptions;
+use tokenizer::{ChatError, ChatFormat, Tokenizer};
 
 /// What all requests share.
 pub(crate) struct App {
     pub(crate) engine: EngineHandle,
     pub(crate) tokenizer: Arc<Tokenizer>,
+    pub(crate) chat_format: ChatFormat,
     pub(crate) model_name: String,
     pub(crate) stop_ids: Vec<u32>,
     pub(crate) sampling: SamplingParams,
@@ -148,15 +149,23 @@ async fn chat_completions(
         enable_thinking,
         add_generation_prompt: true,
     };
-    let missing = |error: tokenizer::MissingSpecial| {
-        let message = format!("this model has no chat format ({error}); use /v1/completions");
-        ApiError::new(StatusCode::BAD_REQUEST, "no_chat_format", message)
+    let refused = |error: ChatError| {
+        let (code, message) = match &error {
+            ChatError::NoFormat(_) => (
+                "no_chat_format",
+                format!("this model has no chat format ({error}); use /v1/completions"),
+            ),
+            ChatError::Template(_) => (
+                "chat_template",
+                format!("the model's chat template does not take these messages: {error}"),
+            ),
+        };
+        ApiError::new(StatusCode::BAD_REQUEST, code, message)
     };
-    let special = app.tokenizer.specials().map_err(missing)?;
-    let tokenizer = app.tokenizer.clone();
-    let prompt = off_the_loop(move || chat::render(&tokenizer, &messages, &options)).await?;
-    let think_end = enable_thinking.then_some(special.think_end);
-    app.answer(Api::Chat, prompt.map_err(missing)?.ids, think_end, params)
+    let (tokenizer, format) = (app.tokenizer.clone(), app.chat_format.clone());
+    let prompt = off_the_loop(move || format.prompt(&tokenizer, &messages, &options)).await?;
+    let prompt = prompt.map_err(refused)?;
+    app.answer(Api::Chat, prompt.ids, prompt.think_end, params)
         .await
 }
 

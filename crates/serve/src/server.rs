@@ -15,7 +15,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
-use tokenizer::Tokenizer;
+use tokenizer::{ChatFormat, Tokenizer};
 use tokio::sync::watch;
 
 /// Where a server listens, and to whom.
@@ -52,6 +52,8 @@ pub struct ServedModel {
     pub name: String,
     /// Its text.
     pub tokenizer: Arc<Tokenizer>,
+    /// How it is spoken to.
+    pub chat_format: ChatFormat,
     /// Tokens that end an answer.
     pub stop_ids: Vec<u32>,
     /// What holds where a request does not say; the seed of such a request is drawn.
@@ -200,6 +202,7 @@ impl Server {
         let ServedModel {
             name,
             tokenizer,
+            chat_format,
             stop_ids,
             sampling,
             examples,
@@ -211,6 +214,7 @@ impl Server {
             page: Page::new(&name, &examples),
             model_name: name,
             tokenizer,
+            chat_format,
             stop_ids,
             sampling,
             config: self.config,

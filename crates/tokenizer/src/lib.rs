@@ -47,6 +47,7 @@ pub mod train;
 
 pub mod special;
 
+pub mod chat_format;
 pub mod chat_template;
 pub mod jinja;
 pub mod stream;
@@ -54,6 +55,7 @@ pub mod stream;
 pub mod error;
 
 pub use crate::tokenizer::{MAX_VOCAB_SIZE, Tokenizer};
+pub use chat_format::{ChatError, ChatFormat, Prompt};
 pub use chat_template as chat;
 pub use error::{LoadError, MissingSpecial, SaveError};
 pub use gguf::{GgufData, GgufVocab, NotInGguf};

@@ -106,7 +106,7 @@ fn type_of(stack: &Stack, wanted: BlockType) -> BlockType {
         matches!(spec.role, Role::Gain | Role::RouterBias)
             || matches!(spec.part, Part::Layer(_, LayerPart::Router))
     };
-    if stack.specs.values().any(|spec| is_plain(spec)) {
+    if stack.specs.values().any(is_plain) {
         return BlockType::F32;
     }
     let width = stack.shape.last().copied().unwrap_or(1);

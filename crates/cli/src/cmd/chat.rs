@@ -8,8 +8,8 @@ use infer::{Engine, FinishReason, Request, SamplingParams};
 use std::io::{BufRead, IsTerminal, Read, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
-use tokenizer::Tokenizer;
-use tokenizer::chat::{self, ChatOptions, Message, Role};
+use tokenizer::chat::{ChatOptions, Message, Role};
+use tokenizer::{ChatFormat, Tokenizer};
 
 /// Bytes of a message at most; longer ones are surely not meant as one line.
 const MAX_LINE_BYTES: u64 = 1 << 20;
@@ -41,6 +41,7 @@ pub(crate) struct Args {
 struct Conversation {
     engine: Engine,
     tokenizer: Arc<Tokenizer>,
+    format: ChatFormat,
     options: ChatOptions,
     params: SamplingParams,
     max_tokens: usize,
@@ -56,6 +57,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut conversation = Conversation {
         tokenizer: model.tokenizer()?,
         engine: model.engine(one_sequence())?,
+        format: model.chat_format()?,
         options: ChatOptions {
             enable_thinking: args.think,
             add_generation_prompt: true,
@@ -166,8 +168,10 @@ impl Conversation {
     /// The conversation as ids.
     fn prompt_ids(&self) -> Result<Vec<u32>> {
         let messages: Vec<Message> = self.system.iter().chain(&self.history).cloned().collect();
-        let rendered = chat::render(&self.tokenizer, &messages, &self.options);
-        Ok(rendered.context("this model cannot chat")?.ids)
+        let prompt = self
+            .format
+            .prompt(&self.tokenizer, &messages, &self.options);
+        Ok(prompt.context("this model cannot chat")?.ids)
     }
 
     /// As [`Conversation::prompt_ids`], after the oldest turns have been left out that leave no room for

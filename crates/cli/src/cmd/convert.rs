@@ -213,8 +213,10 @@ fn to_gguf(
             extra.extend(of_tokenizer.cloned());
         }
         None => {
-            if let Some(tokenizer) = open::read_tokenizer(input)? {
-                extra.extend(tokenizer_metadata(&tokenizer, input)?);
+            match open::read_tokenizer(input)? {
+                Some(tokenizer) => extra.extend(tokenizer_metadata(&tokenizer, input)?),
+                // How llama.cpp is told that there is none.
+                None => extra.push(("tokenizer.ggml.model".into(), Value::String("none".into()))),
             }
             if let Some(template) = open::chat_template(input)? {
                 extra.push(("tokenizer.chat_template".into(), Value::String(template)));

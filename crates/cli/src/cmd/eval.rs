@@ -202,14 +202,15 @@ fn local(model: &OpenModel, name: &str, home: &Home) -> Result<Local> {
         ..EngineConfig::default()
     };
     let engine = model.engine(config)?;
-    Ok(Local::new(
+    let local = Local::new(
         engine,
         tokenizer,
         identity,
         model.stop_ids(),
         model.document_start()?,
         home.training_len,
-    ))
+    );
+    Ok(local.with_chat_format(model.chat_format()?))
 }
 
 fn connect(args: &Args) -> Result<Server> {

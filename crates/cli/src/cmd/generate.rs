@@ -10,7 +10,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::Instant;
-use tokenizer::chat::{self, ChatOptions, Message};
+use tokenizer::chat::{ChatOptions, Message};
 use tokenizer::{StreamDecoder, Tokenizer};
 
 /// Tokens of an answer without `--max-tokens`; the context may leave fewer.
@@ -185,8 +185,9 @@ fn prompt_ids(args: &Args, model: &OpenModel) -> Result<Vec<u32>> {
         enable_thinking: false,
         add_generation_prompt: true,
     };
-    let rendered = chat::render(&tokenizer, &[Message::user(text)], &options);
-    Ok(rendered.context("--chat")?.ids)
+    let format = model.chat_format()?;
+    let prompt = format.prompt(&tokenizer, &[Message::user(text)], &options);
+    Ok(prompt.context("--chat")?.ids)
 }
 
 /// An engine for one request at a time.

@@ -84,6 +84,7 @@ pub(crate) fn answer(server: Server, path: &Path, name: Option<&str>) -> Result<
     let served = ServedModel {
         name: name.clone(),
         tokenizer: model.tokenizer()?,
+        chat_format: model.chat_format()?,
         stop_ids: model.stop_ids(),
         sampling: default_sampling(&model.path)?,
         examples,

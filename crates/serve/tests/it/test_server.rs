@@ -7,6 +7,7 @@ use dokja_serve::{
 use infer::{Engine, EngineConfig, SamplingParams};
 use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
+use tokenizer::ChatFormat;
 
 pub(crate) const MODEL: &str = "scripted";
 
@@ -28,6 +29,7 @@ fn model(engine: EngineFactory) -> ServedModel {
     ServedModel {
         name: MODEL.into(),
         tokenizer: TOKENIZER.clone(),
+        chat_format: ChatFormat::built_in(),
         stop_ids: vec![special.endofturn, special.eos],
         sampling: SamplingParams {
             temperature: 1.0,

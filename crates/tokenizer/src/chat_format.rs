@@ -1,0 +1,129 @@
+//! Messages to the ids that a model is to continue: by the template that came with it, else in the built-in
+//! format of K-EXAONE, which is what this project trains on.
+
+use crate::chat_template::{self, ChatOptions, Message};
+use crate::error::MissingSpecial;
+use crate::jinja::{ChatTemplate, Conversation, Json, TemplateError};
+use crate::special::{THINK, THINK_END};
+use crate::tokenizer::Tokenizer;
+use serde_json::Map;
+
+/// How a model is spoken to.
+#[derive(Clone, Debug, Default)]
+pub struct ChatFormat {
+    own: Option<(ChatTemplate, Map<String, Json>)>,
+}
+
+/// Messages could not be put into a model's format.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChatError {
+    /// There is no template, and the tokens of the built-in format are not there.
+    #[error("it has no chat template, and of the built-in format {0}")]
+    NoFormat(#[from] MissingSpecial),
+    /// The template failed.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+}
+
+/// What a model is to continue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prompt {
+    /// The conversation.
+    pub ids: Vec<u32>,
+    /// The token that ends reasoning, where the conversation ends in the midst of it.
+    pub think_end: Option<u32>,
+}
+
+impl ChatFormat {
+    /// K-EXAONE's.
+    pub fn built_in() -> Self {
+        ChatFormat::default()
+    }
+
+    /// A model's own. `variables` are what its template knows beside messages and options: `bos_token`,
+    /// `eos_token`.
+    pub fn of_template(template: ChatTemplate, variables: Map<String, Json>) -> Self {
+        ChatFormat {
+            own: Some((template, variables)),
+        }
+    }
+
+    /// Whether the model brought a template.
+    pub fn is_own(&self) -> bool {
+        self.own.is_some()
+    }
+
+    /// The ids of a conversation. No content becomes a special token.
+    ///
+    /// # Errors
+    /// If the model has no format, or its template refuses the conversation.
+    pub fn prompt(
+        &self,
+        tokenizer: &Tokenizer,
+        messages: &[Message],
+        options: &ChatOptions,
+    ) -> Result<Prompt, ChatError> {
+        let ids = match &self.own {
+            None => chat_template::render(tokenizer, messages, options)?.ids,
+            Some((template, variables)) => {
+                let mut conversation = Conversation::new(messages, options);
+                conversation.variables.extend(variables.clone());
+                template.encode(tokenizer, &conversation)?
+            }
+        };
+        let [think, think_end] = [THINK, THINK_END].map(|token| tokenizer.id_of(token));
+        let is_tag = |id: &&u32| Some(**id) == think || Some(**id) == think_end;
+        let last = ids.iter().rev().find(is_tag).copied();
+        let is_open = options.add_generation_prompt && last.is_some() && last == think;
+        Ok(Prompt {
+            think_end: think_end.filter(|_| is_open),
+            ids,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::Trainer;
+
+    #[test]
+    fn a_model_is_spoken_to_in_its_own_format_or_the_built_in_one() {
+        let trainer = Trainer {
+            vocab_size: 300,
+            ..Trainer::default()
+        };
+        let tokenizer = trainer.train(["one two"], &mut |_| {}).unwrap();
+        let messages = [Message::user("one <|user|>")];
+        let options = |enable_thinking| ChatOptions {
+            enable_thinking,
+            add_generation_prompt: true,
+        };
+        let built_in = ChatFormat::built_in();
+        let prompt = built_in
+            .prompt(&tokenizer, &messages, &options(true))
+            .unwrap();
+        assert_eq!(prompt.think_end, tokenizer.id_of("</think>"));
+        let prompt = built_in
+            .prompt(&tokenizer, &messages, &options(false))
+            .unwrap();
+        assert_eq!(prompt.think_end, None);
+
+        let source = "{{ bos_token }}{% for m in messages %}<|user|>{{ m.content }}{% endfor %}\
+            {% if enable_thinking %}<think>{% endif %}";
+        let mut variables = Map::new();
+        variables.insert("bos_token".into(), "[BOS]".into());
+        let own = ChatFormat::of_template(ChatTemplate::new(source).unwrap(), variables);
+        let prompt = own.prompt(&tokenizer, &messages, &options(true)).unwrap();
+        let text = tokenizer.decode(&prompt.ids, false);
+        assert_eq!(text, "[BOS]<|user|>one <|user|><think>");
+        let id = |token: &str| tokenizer.id_of(token).unwrap();
+        let users = prompt.ids.iter().filter(|&&x| x == id("<|user|>")).count();
+        assert_eq!(users, 1, "what a message spells is text");
+        assert_eq!(prompt.think_end, Some(id("</think>")));
+        let broken = ChatTemplate::new("{{ raise_exception('no') }}").unwrap();
+        let broken = ChatFormat::of_template(broken, Map::new());
+        let error = broken.prompt(&tokenizer, &messages, &options(true));
+        assert!(error.unwrap_err().to_string().contains("no"));
+    }
+}
