@@ -138,13 +138,15 @@ pub fn hugging_face(config: &ModelConfig, part: Part, shape: &[usize]) -> Vec<St
 }
 
 /// Whether a Hugging Face file may have this tensor although the model has no use for it: the part that
-/// sees, frequencies that follow from the configuration, a head that repeats the tied embedding.
+/// sees, frequencies that follow from the configuration, a head that repeats the tied embedding, a prediction
+/// layer that the configuration does not describe.
 pub fn is_redundant(config: &ModelConfig, name: &str) -> bool {
     let sees = ["model.visual.", "visual.", "model.vision_tower."];
     sees.iter().any(|prefix| name.starts_with(prefix))
         || name.ends_with("rotary_emb.inv_freq")
         || name.ends_with("attn.attention.rotary.inv_freq")
         || (config.tie_word_embeddings && name.ends_with("lm_head.weight"))
+        || (config.num_nextn_predict_layers == 0 && name.starts_with("mtp."))
 }
 
 fn published(architecture: Architecture, part: Part) -> String {

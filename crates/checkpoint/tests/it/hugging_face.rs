@@ -132,6 +132,12 @@ fn what_is_missing_superfluous_or_misshapen_is_named() {
             .unwrap()
             .contains("model.layers.9.extra")
     );
+    // A prediction layer that the configuration does not describe is passed over: nothing depends on it.
+    let mut without = json.clone();
+    without["num_nextn_predict_layers"] = 0.into();
+    let checkpoint = open(&without, &tensors).unwrap();
+    assert_eq!(checkpoint.config.num_nextn_predict_layers, 0);
+
     let mut other = tensors.clone();
     other.insert("model.norm.weight".into(), (vec![2], vec![0.0; 2]));
     let error = open(&json, &other).err().unwrap();

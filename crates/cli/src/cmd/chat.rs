@@ -25,7 +25,7 @@ Ctrl-C stops an answer; once more leaves.";
 /// a pipe as input, every line is answered in turn, and only the answers go to stdout.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// A run directory or a checkpoint directory.
+    /// A run directory, a checkpoint directory or a .gguf file.
     model: PathBuf,
     /// What the model is told before the conversation.
     #[arg(long, value_name = "TEXT")]

@@ -31,7 +31,7 @@ use std::path::{Path, PathBuf};
 #[derive(clap::Args)]
 #[command(after_help = after_help())]
 pub(crate) struct Args {
-    /// A run directory, a checkpoint directory, or the URL of an OpenAI-compatible server.
+    /// A run directory, a checkpoint directory, a .gguf file, or the URL of an OpenAI-compatible server.
     #[arg(value_name = "MODEL or URL")]
     model: String,
     /// The suite.

@@ -23,7 +23,7 @@ pub(crate) const MAX_TOKENS: usize = 1024;
 /// document), or after --max-tokens.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// A run directory or a checkpoint directory.
+    /// A run directory, a checkpoint directory or a .gguf file.
     model: PathBuf,
     #[command(flatten)]
     input: Input,

@@ -15,7 +15,7 @@ use tensor::{Device, Tensor};
 /// --grad every `grad.<tensor name>` of the loss.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// A run directory or a checkpoint directory.
+    /// A run directory, a checkpoint directory or a .gguf file.
     model: PathBuf,
     /// A safetensors file with the tensor `ids`.
     #[arg(long)]

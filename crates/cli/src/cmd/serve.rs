@@ -27,7 +27,7 @@ use std::time::Duration;
   curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
       -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Hello!\"}]}'")]
 pub(crate) struct Args {
-    /// A run directory or a checkpoint directory.
+    /// A run directory, a checkpoint directory or a .gguf file.
     model: PathBuf,
     /// The address to listen at; 0.0.0.0 is all addresses of this machine.
     #[arg(long, default_value = "127.0.0.1")]

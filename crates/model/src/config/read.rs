@@ -77,6 +77,7 @@ const HARMLESS: &[&str] = &[
     "top_p",
     "torchscript",
     "transformers_version",
+    "transformers.js_config",
     "typical_p",
     "dtype", // what the weights are stored in; read where nothing says what to multiply in
     "torch_dtype",
@@ -295,7 +296,7 @@ fn read(map: &Map<String, Value>) -> Result<ModelConfig, ConfigError> {
         true => windows(&keys, num_hidden_layers)?,
         false => (vec![None; num_hidden_layers], true),
     };
-    let mtp = keys.usize_or("num_nextn_predict_layers", 0)?;
+    let mtp = mtp_layers(&keys, architecture)?;
     let num_experts = if is_moe {
         keys.only("scoring_func", &[json!("sigmoid")])?;
         keys.only("topk_method", &[json!("noaux_tc")])?;
@@ -348,7 +349,7 @@ fn read(map: &Map<String, Value>) -> Result<ModelConfig, ConfigError> {
         tie_word_embeddings: keys
             .bool_or("tie_word_embeddings", architecture == Architecture::Exaone)?,
         num_nextn_predict_layers: mtp,
-        mtp_sliding_window: mtp_window(&keys, mtp, architecture)?,
+        mtp_sliding_window: mtp_window(&keys, mtp)?,
         initializer_range: keys.f64_of(&["initializer_range"], 0.02)? as f32,
         bos_token_id: keys.ids("bos_token_id")?.first().copied(),
         eos_token_id: keys.ids("eos_token_id")?,
@@ -526,12 +527,18 @@ fn mlp_layer_types(
         .unwrap_or_else(|| (0..layers).map(of).collect()))
 }
 
+/// Prediction layers. That of EXAONE 4.5 is left out where its file does not say how it attends: the model
+/// itself does not depend on it, and a guess might.
+fn mtp_layers(keys: &Keys, architecture: Architecture) -> Result<usize, ConfigError> {
+    let says_how = keys.get("mtp_layer_types").is_some();
+    match keys.usize_or("num_nextn_predict_layers", 0)? {
+        _ if architecture == Architecture::Exaone4 && !says_how => Ok(0),
+        layers => Ok(layers),
+    }
+}
+
 /// The window of the prediction layer.
-fn mtp_window(
-    keys: &Keys,
-    num_layers: usize,
-    architecture: Architecture,
-) -> Result<Option<usize>, ConfigError> {
+fn mtp_window(keys: &Keys, num_layers: usize) -> Result<Option<usize>, ConfigError> {
     let types = keys.list::<String>("mtp_layer_types", "a list of attention types")?;
     let windows = keys.list::<Option<usize>>("mtp_sliding_windows", "a list of numbers")?;
     if num_layers == 0 {
@@ -540,8 +547,7 @@ fn mtp_window(
     let kind = match types.as_deref() {
         Some([kind]) => kind.as_str(),
         // K-EXAONE's first files do not say; its layer attends to everything.
-        None if architecture == Architecture::ExaoneMoe => "full_attention",
-        None => return Err(ConfigError::Missing("mtp_layer_types")),
+        None => "full_attention",
         Some(types) => {
             return Err(wrong("mtp_layer_types", json!(types), "one attention type"));
         }
@@ -644,10 +650,14 @@ mod tests {
             "text_config": {
                 "model_type": "exaone4_5_text", "vocab_size": 32, "hidden_size": 8,
                 "intermediate_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2,
-                "sliding_window": 16, "eos_token_id": 1
+                "sliding_window": 16, "eos_token_id": 1, "num_nextn_predict_layers": 1
             }
         }));
         assert_eq!(config.architecture, Architecture::Exaone4);
+        assert_eq!(
+            config.num_nextn_predict_layers, 0,
+            "nobody says how it attends"
+        );
         assert_eq!(config.eos_token_id, [53]);
     }
 

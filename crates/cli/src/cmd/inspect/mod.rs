@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 /// whether it fits on this machine), weights, a tokenizer, data, tokens, a run.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// A run directory, a checkpoint directory, a data directory, or a file of one of them.
+    /// A run directory, a checkpoint directory, a data directory, a .gguf file, or a file of one of them.
     path: PathBuf,
     /// Print one JSON object.
     #[arg(long)]
