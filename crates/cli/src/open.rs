@@ -78,6 +78,11 @@ pub(crate) fn model(path: &Path) -> Result<OpenModel> {
 }
 
 impl OpenModel {
+    /// The GGUF file, where it is one.
+    pub(crate) fn gguf(&self) -> Option<&Gguf> {
+        self.checkpoint.gguf()
+    }
+
     /// The tokenizer; an error that says what to do where the directory has none.
     pub(crate) fn tokenizer(&self) -> Result<Arc<Tokenizer>> {
         self.tokenizer.clone().with_context(|| {

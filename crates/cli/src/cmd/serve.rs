@@ -5,6 +5,7 @@ use crate::progress::tell;
 use crate::{interrupt, print};
 use anyhow::{Context, Result};
 use data::Manifest;
+use formats::gguf::Gguf;
 use formats::run_dir::RunDir;
 use infer::{EngineConfig, SamplingParams};
 use serde_json::Value;
@@ -86,7 +87,10 @@ pub(crate) fn answer(server: Server, path: &Path, name: Option<&str>) -> Result<
         tokenizer: model.tokenizer()?,
         chat_format: model.chat_format()?,
         stop_ids: model.stop_ids(),
-        sampling: default_sampling(&model.path)?,
+        sampling: match model.gguf() {
+            Some(file) => gguf_sampling(file)?,
+            None => default_sampling(&model.path)?,
+        },
         examples,
         engine: engine_of(model),
     };
@@ -180,9 +184,53 @@ fn default_sampling(dir: &Path) -> Result<SamplingParams> {
     Ok(sampling)
 }
 
+/// What a GGUF file says of drawing tokens (`general.sampling.*`); without it, the likeliest is taken.
+fn gguf_sampling(file: &Gguf) -> Result<SamplingParams> {
+    let key = |name: &str| format!("general.sampling.{name}");
+    let number = |name: &str, default: f32| -> Result<f32> {
+        Ok(match file.value(&key(name)) {
+            Some(_) => file.f64(&key(name))? as f32,
+            None => default,
+        })
+    };
+    let mut sampling = SamplingParams::greedy();
+    sampling.temperature = number("temp", sampling.temperature)?;
+    sampling.top_p = number("top_p", sampling.top_p)?;
+    sampling.min_p = number("min_p", sampling.min_p)?;
+    if file.value(&key("top_k")).is_some() {
+        sampling.top_k = usize::try_from(file.u64(&key("top_k"))?).unwrap_or(0);
+    }
+    sampling
+        .validate()
+        .with_context(|| format!("cannot use {}", file.path().display()))?;
+    Ok(sampling)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use formats::gguf::{Value as Pair, write_gguf};
+
+    #[test]
+    fn a_gguf_file_says_how_its_tokens_are_drawn() {
+        let dir = tempfile::tempdir().unwrap();
+        let told = |pairs: &[(&str, Pair)]| {
+            let file = dir.path().join("model.gguf");
+            let pair =
+                |(name, value): &(&str, Pair)| (format!("general.sampling.{name}"), value.clone());
+            let pairs: Vec<_> = pairs.iter().map(pair).collect();
+            write_gguf(&file, &pairs, &[]).unwrap();
+            gguf_sampling(&Gguf::open(&file).unwrap())
+                .map(|s| (s.temperature, s.top_p, s.top_k))
+                .map_err(|e| format!("{e:#}"))
+        };
+        assert_eq!(told(&[]), Ok((0.0, 1.0, 0)));
+        let published = [("temp", Pair::F32(1.0)), ("top_p", Pair::F32(0.95))];
+        assert_eq!(told(&published), Ok((1.0, 0.95, 0)));
+        assert_eq!(told(&[("top_k", Pair::U32(40))]), Ok((0.0, 1.0, 40)));
+        let wrong = told(&[("temp", Pair::String("hot".into()))]).unwrap_err();
+        assert!(wrong.contains("general.sampling.temp"), "{wrong}");
+    }
 
     #[test]
     fn the_files_of_a_model_say_how_its_tokens_are_drawn() {
