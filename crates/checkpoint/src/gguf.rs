@@ -11,7 +11,7 @@
 pub(crate) mod rope;
 mod write;
 
-use crate::CheckpointError;
+use crate::{CheckpointError, tally};
 use formats::gguf::{Gguf, GgufTensor, Value};
 use model::config::{Architecture, Compute, MlpType, ModelConfig};
 use model::names::{self, LayerPart, Part, Stored};
@@ -19,7 +19,7 @@ use model::weights::TensorSpec;
 use model::{Layout, config::ConfigError};
 use numerics::BlockType;
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::path::Path;
 
 pub use write::write_gguf_model;
@@ -53,17 +53,13 @@ impl GgufModel {
 
     /// Types with the number of tensors and the bytes of each.
     pub(crate) fn stored(&self) -> Vec<(String, usize, u64)> {
-        let mut types: BTreeMap<String, (usize, u64)> = BTreeMap::new();
-        for tensor in self.file.tensors() {
+        tally(self.file.tensors().map(|tensor| {
             let name = match tensor.block_type {
                 Some(block_type) => block_type.name().to_string(),
                 None => format!("ggml type {}", tensor.ggml_type),
             };
-            let entry = types.entry(name).or_default();
-            *entry = (entry.0 + 1, entry.1 + tensor.bytes.len() as u64);
-        }
-        let flat = types.into_iter().map(|(name, (n, bytes))| (name, n, bytes));
-        flat.collect()
+            (name, tensor.bytes.len())
+        }))
     }
 
     /// Every tensor of the layout has its place, and every tensor of the file is one of them.
@@ -417,5 +413,33 @@ impl<'a> Keys<'a> {
                     .into(),
             }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use testkit::tiny_model;
+
+    #[test]
+    fn the_halves_of_a_llama_head_are_interleaved() {
+        let config = ModelConfig {
+            head_dim: 6,
+            ..tiny_model::llama(Architecture::Llama)
+        };
+        let rows = |config: &ModelConfig, part| -> Vec<usize> {
+            let part = Part::Layer(0, part);
+            (6..12).map(|row| stored_row(config, part, row)).collect()
+        };
+        // ggml rotates rows 2i and 2i + 1 of a head together, this project rows i and i + K/2.
+        let interleaved = [6, 8, 10, 7, 9, 11];
+        assert_eq!(rows(&config, LayerPart::Q), interleaved);
+        assert_eq!(rows(&config, LayerPart::K), interleaved);
+        assert_eq!(rows(&config, LayerPart::V), [6, 7, 8, 9, 10, 11]);
+        let exaone = ModelConfig {
+            architecture: Architecture::Exaone,
+            ..config
+        };
+        assert_eq!(rows(&exaone, LayerPart::Q), [6, 7, 8, 9, 10, 11]);
     }
 }

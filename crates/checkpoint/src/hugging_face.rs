@@ -6,12 +6,12 @@
 //! for the whole tensor or for each row (`compressed-tensors`). A weight is value * scale in f32. The scales
 //! that such files have for activations are not used: activations are not rounded here.
 
-use crate::CheckpointError;
+use crate::{CheckpointError, tally};
 use formats::safetensors::{Dtype, SafeTensors, TensorView};
 use model::names::{self, Stored};
 use model::weights::TensorSpec;
 use model::{Layout, ModelConfig};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 /// The safetensors of a checkpoint directory.
@@ -37,15 +37,11 @@ impl HuggingFace {
 
     /// Types with the number of tensors and the bytes of each.
     pub(crate) fn stored(&self) -> Vec<(String, usize, u64)> {
-        let mut types: BTreeMap<String, (usize, u64)> = BTreeMap::new();
-        for name in self.file.names() {
-            if let Ok((dtype, _, bytes)) = self.file.describe(name) {
-                let entry = types.entry(dtype).or_default();
-                *entry = (entry.0 + 1, entry.1 + bytes as u64);
-            }
-        }
-        let flat = types.into_iter().map(|(name, (n, bytes))| (name, n, bytes));
-        flat.collect()
+        let described = self.file.names().filter_map(|name| {
+            let (dtype, _, bytes) = self.file.describe(name).ok()?;
+            Some((dtype, bytes))
+        });
+        tally(described)
     }
 
     /// Every tensor of the layout has its place, and every tensor of the files is one of them.

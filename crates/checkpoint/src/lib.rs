@@ -21,6 +21,7 @@ use hugging_face::HuggingFace;
 use model::config::ConfigError;
 use model::weights::TensorSpec;
 use model::{Layout, ModelConfig};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
@@ -223,4 +224,15 @@ impl Checkpoint {
         }
         Ok(weights)
     }
+}
+
+/// Types with the number of tensors and the bytes of each, from the type and the bytes of every tensor.
+fn tally(tensors: impl Iterator<Item = (String, usize)>) -> Vec<(String, usize, u64)> {
+    let mut types: BTreeMap<String, (usize, u64)> = BTreeMap::new();
+    for (name, bytes) in tensors {
+        let entry = types.entry(name).or_default();
+        *entry = (entry.0 + 1, entry.1 + bytes as u64);
+    }
+    let flat = types.into_iter().map(|(name, (n, bytes))| (name, n, bytes));
+    flat.collect()
 }

@@ -99,6 +99,26 @@ mod tests {
     }
 
     #[test]
+    fn a_frequency_through_its_divisor_is_the_stretched_one() {
+        let text = r#"{"model_type": "llama", "vocab_size": 8, "hidden_size": 64,
+            "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
+            "rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0,
+            "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192}}"#;
+        let stretched = model::ModelConfig::from_json(text).unwrap();
+        let plain = model::ModelConfig {
+            rope_scaling: None,
+            ..stretched.clone()
+        };
+        let divisors = divisors(&stretched.rope_scaling.unwrap(), 5e5, 64);
+        assert!(divisors[0] == 1.0 && divisors[31] == 8.0);
+        let both = plain.inv_freq().into_iter().zip(divisors);
+        for ((plain, divisor), expected) in both.zip(stretched.inv_freq()) {
+            assert!((plain / divisor / expected - 1.0).abs() < 1e-5);
+        }
+    }
+
+    #[test]
     fn other_divisors_are_refused() {
         assert_eq!(scaling_of(&[1.0; 4], 1e4, 8), Ok(None));
         assert!(scaling_of(&[1.0, 3.0, 1.0, 2.0], 1e4, 8).is_err());
