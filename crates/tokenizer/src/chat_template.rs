@@ -21,7 +21,7 @@
 //! In the loss is what the model must produce after a generation prompt: content and `<|endofturn|>`
 //! of assistant turns, and, where reasoning is kept, all that follows `<think>\n`.
 //!
-//! Tool declarations and tool calls are not written yet.
+//! It writes no tool declarations and no tool calls.
 //! Source: the format that K-EXAONE's published examples and the ports to other engines agree on.
 
 use crate::error::MissingSpecial;
