@@ -20,7 +20,6 @@ use model::{Layout, config::ConfigError};
 use numerics::BlockType;
 use std::cell::RefCell;
 use std::collections::HashSet;
-use std::path::Path;
 
 pub use write::write_gguf_model;
 
@@ -33,13 +32,6 @@ pub(crate) struct GgufModel {
 }
 
 impl GgufModel {
-    /// Maps the file; reads the metadata.
-    pub(crate) fn open(path: &Path) -> Result<GgufModel, CheckpointError> {
-        Ok(GgufModel {
-            file: Gguf::open(path)?,
-        })
-    }
-
     /// The architecture that the metadata describe.
     pub(crate) fn config(&self) -> Result<ModelConfig, CheckpointError> {
         let config = Keys::new(&self.file)?.config()?;

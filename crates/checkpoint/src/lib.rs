@@ -168,14 +168,7 @@ impl Checkpoint {
     /// When a file is missing or damaged.
     pub fn open_unchecked(path: &Path) -> Result<Checkpoint, CheckpointError> {
         if path.is_file() {
-            let file = GgufModel::open(path)?;
-            let config = file.config()?;
-            return Ok(Checkpoint {
-                path: path.to_path_buf(),
-                layout: Layout::new(&config),
-                config,
-                files: Files::Gguf(file),
-            });
+            return Checkpoint::of_gguf(Gguf::open(path)?);
         }
         let file = path.join("config.json");
         let text = std::fs::read_to_string(&file).map_err(|e| FileError::io("read", &file, e))?;
@@ -188,6 +181,21 @@ impl Checkpoint {
             config,
             layout,
             files,
+        })
+    }
+
+    /// As [`Checkpoint::open_unchecked`], of a GGUF file that has been read.
+    ///
+    /// # Errors
+    /// When its metadata describe no model that is known here.
+    pub fn of_gguf(file: Gguf) -> Result<Checkpoint, CheckpointError> {
+        let file = GgufModel { file };
+        let config = file.config()?;
+        Ok(Checkpoint {
+            path: file.file.path().to_path_buf(),
+            layout: Layout::new(&config),
+            config,
+            files: Files::Gguf(file),
         })
     }
 

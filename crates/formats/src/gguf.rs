@@ -187,7 +187,13 @@ pub struct GgufTensor<'a> {
 impl Gguf {
     /// Maps a file and checks it.
     pub fn open(path: &Path) -> Result<Gguf, GgufError> {
-        read::open(path)
+        read::read(path, Mmap::open(path)?)
+    }
+
+    /// As [`Gguf::open`], of bytes in memory, which are copied. Errors call them `name`.
+    pub fn from_bytes(name: &Path, bytes: &[u8]) -> Result<Gguf, GgufError> {
+        let map = Mmap::of_bytes(bytes).map_err(|e| FileError::io("map", name, e))?;
+        read::read(name, map)
     }
 
     /// Where it lies.

@@ -45,6 +45,18 @@ impl Mmap {
         })
     }
 
+    /// As a map of a file that has these bytes.
+    pub fn of_bytes(bytes: &[u8]) -> io::Result<Mmap> {
+        if bytes.is_empty() {
+            return Ok(Mmap { map: None });
+        }
+        let mut map = memmap2::MmapMut::map_anon(bytes.len())?;
+        map.copy_from_slice(bytes);
+        Ok(Mmap {
+            map: Some(map.make_read_only()?),
+        })
+    }
+
     /// The bytes.
     pub fn bytes(&self) -> &[u8] {
         self.map.as_deref().unwrap_or(&[])

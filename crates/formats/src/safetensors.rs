@@ -208,6 +208,14 @@ impl SafeTensors {
         SafeTensors::open_files(path, &[path.to_path_buf()])
     }
 
+    /// One file, of bytes in memory, which are copied. Errors call them `name`.
+    pub fn from_bytes(name: &Path, bytes: &[u8]) -> Result<SafeTensors, SafeTensorsError> {
+        let mut one = SafeTensors::empty(name);
+        let map = Mmap::of_bytes(bytes).map_err(|e| FileError::io("map", name, e))?;
+        one.add_file(name, map)?;
+        Ok(one)
+    }
+
     fn open_index(path: &Path) -> Result<SafeTensors, SafeTensorsError> {
         #[derive(Deserialize)]
         struct Index {
@@ -256,39 +264,48 @@ impl SafeTensors {
     }
 
     fn open_files(path: &Path, files: &[PathBuf]) -> Result<SafeTensors, SafeTensorsError> {
-        let mut all = SafeTensors {
+        let mut all = SafeTensors::empty(path);
+        for file in files {
+            all.add_file(file, Mmap::open(file)?)?;
+        }
+        Ok(all)
+    }
+
+    fn empty(path: &Path) -> SafeTensors {
+        SafeTensors {
             path: path.to_path_buf(),
             files: Vec::new(),
             tensors: BTreeMap::new(),
             metadata: BTreeMap::new(),
-        };
-        for (file_idx, file) in files.iter().enumerate() {
-            let map = Mmap::open(file)?;
-            let (header, start) =
-                read_header(map.bytes()).map_err(|what| SafeTensorsError::Header {
-                    path: file.clone(),
-                    what,
-                })?;
-            for (name, info) in header.tensors() {
-                let (s, e) = info.data_offsets;
-                let entry = Entry {
-                    file_idx,
-                    range: start + s..start + e,
-                    dtype: info.dtype,
-                    shape: info.shape.clone(),
-                };
-                if all.tensors.insert(name.clone(), entry).is_some() {
-                    return Err(SafeTensorsError::Index {
-                        path: path.to_path_buf(),
-                        name,
-                    });
-                }
-            }
-            all.metadata
-                .extend(header.metadata().clone().unwrap_or_default());
-            all.files.push(map);
         }
-        Ok(all)
+    }
+
+    /// Adds the tensors of a file that is mapped.
+    fn add_file(&mut self, file: &Path, map: Mmap) -> Result<(), SafeTensorsError> {
+        let (header, start) =
+            read_header(map.bytes()).map_err(|what| SafeTensorsError::Header {
+                path: file.to_path_buf(),
+                what,
+            })?;
+        for (name, info) in header.tensors() {
+            let (s, e) = info.data_offsets;
+            let entry = Entry {
+                file_idx: self.files.len(),
+                range: start + s..start + e,
+                dtype: info.dtype,
+                shape: info.shape.clone(),
+            };
+            if self.tensors.insert(name.clone(), entry).is_some() {
+                return Err(SafeTensorsError::Index {
+                    path: self.path.clone(),
+                    name,
+                });
+            }
+        }
+        self.metadata
+            .extend(header.metadata().clone().unwrap_or_default());
+        self.files.push(map);
+        Ok(())
     }
 
     /// All names, sorted.

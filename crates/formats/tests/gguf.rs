@@ -99,9 +99,7 @@ fn small(dir: &Path) -> Vec<u8> {
 }
 
 fn open_bytes(bytes: &[u8]) -> Result<Gguf, GgufError> {
-    let file = tempfile::Builder::new().suffix(".gguf").tempfile().unwrap();
-    fs::write(file.path(), bytes).unwrap();
-    Gguf::open(file.path())
+    Gguf::from_bytes(Path::new("bytes.gguf"), bytes)
 }
 
 /// What is wrong, and where.

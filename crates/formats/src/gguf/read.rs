@@ -25,8 +25,8 @@ const MIN_PAIR_BYTES: usize = 8 + 1 + 4 + 1;
 /// Length of a name, one byte of it, number of dimensions, one dimension, type, offset.
 const MIN_TENSOR_BYTES: usize = 8 + 1 + 4 + 8 + 4 + 8;
 
-pub(super) fn open(path: &Path) -> Result<Gguf, GgufError> {
-    let map = Mmap::open(path)?;
+/// Checks what a file at `path` maps to.
+pub(super) fn read(path: &Path, map: Mmap) -> Result<Gguf, GgufError> {
     let mut cursor = Cursor {
         path,
         bytes: map.bytes(),
