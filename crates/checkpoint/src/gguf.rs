@@ -379,7 +379,10 @@ impl<'a> Keys<'a> {
         config.num_experts_per_tok = self.usize("expert_used_count")?;
         config.moe_intermediate_size = self.usize("expert_feed_forward_length")?;
         config.num_shared_experts = self.usize_or("expert_shared_count", 1)?;
-        let shared = config.shared_size();
+        // Not yet validated, so of any size.
+        let shared = config
+            .num_shared_experts
+            .saturating_mul(config.moe_intermediate_size);
         self.only("expert_shared_feed_forward_length", shared)?;
         config.routed_scaling_factor = self.f64_or("expert_weights_scale", 1.0)? as f32;
         let norm = self.key("expert_weights_norm");

@@ -88,6 +88,20 @@ pub enum CheckpointError {
         /// The tensor.
         name: String,
     },
+    /// More parameters than bytes could hold.
+    #[error(
+        "{} describes a model of {parameters} parameters, but its tensors have {bytes} bytes; it belongs to \
+         another model, or is cut short",
+        path.display()
+    )]
+    Sizes {
+        /// The files.
+        path: PathBuf,
+        /// As the configuration implies.
+        parameters: u128,
+        /// Bytes of all tensors.
+        bytes: u64,
+    },
     /// A layout cannot hold the model.
     #[error("cannot write {}: {what}", path.display())]
     NoWay {
@@ -124,6 +138,15 @@ enum Files {
     Gguf(GgufModel),
 }
 
+impl Files {
+    fn stored(&self) -> Vec<(String, usize, u64)> {
+        match self {
+            Files::HuggingFace(files) => files.stored(),
+            Files::Gguf(file) => file.stored(),
+        }
+    }
+}
+
 impl Checkpoint {
     /// Opens a checkpoint directory or a GGUF file.
     ///
@@ -148,10 +171,7 @@ impl Checkpoint {
 
     /// Types of the stored tensors, with their number and bytes.
     pub fn stored(&self) -> Vec<(String, usize, u64)> {
-        match &self.files {
-            Files::HuggingFace(files) => files.stored(),
-            Files::Gguf(file) => file.stored(),
-        }
+        self.files.stored()
     }
 
     /// The GGUF file, where it is one: for its tokenizer.
@@ -174,14 +194,8 @@ impl Checkpoint {
         let text = std::fs::read_to_string(&file).map_err(|e| FileError::io("read", &file, e))?;
         let config = ModelConfig::from_json(&text)
             .map_err(|source| CheckpointError::Config { path: file, source })?;
-        let layout = Layout::new(&config);
         let files = Files::HuggingFace(HuggingFace::open(path, &text)?);
-        Ok(Checkpoint {
-            path: path.to_path_buf(),
-            config,
-            layout,
-            files,
-        })
+        Checkpoint::new(path, config, files)
     }
 
     /// As [`Checkpoint::open_unchecked`], of a GGUF file that has been read.
@@ -191,11 +205,29 @@ impl Checkpoint {
     pub fn of_gguf(file: Gguf) -> Result<Checkpoint, CheckpointError> {
         let file = GgufModel { file };
         let config = file.config()?;
+        let path = file.file.path().to_path_buf();
+        Checkpoint::new(&path, config, Files::Gguf(file))
+    }
+
+    /// Lists the tensors, where the files could hold them: a small file may describe a huge model.
+    fn new(path: &Path, config: ModelConfig, files: Files) -> Result<Checkpoint, CheckpointError> {
+        let stored = files.stored();
+        let bytes = stored.iter().map(|(_, _, bytes)| bytes).sum();
+        let (_, parameters) = model::flops::size(&config);
+        // No type has less than a bit for each.
+        if parameters > 8 * u128::from(bytes) {
+            let path = path.to_path_buf();
+            return Err(CheckpointError::Sizes {
+                path,
+                parameters,
+                bytes,
+            });
+        }
         Ok(Checkpoint {
-            path: file.file.path().to_path_buf(),
+            path: path.to_path_buf(),
             layout: Layout::new(&config),
             config,
-            files: Files::Gguf(file),
+            files,
         })
     }
 

@@ -18,7 +18,14 @@
 mod read;
 mod write;
 
+use crate::flops;
 use serde::{Deserialize, Serialize};
+
+/// Most tensors of a model; the largest published one of the family has 59,396.
+const MAX_TENSORS: u128 = 1 << 18;
+
+/// Most parameters: their bytes, in any type, can be counted.
+const MAX_PARAMETERS: u128 = 1 << 56;
 
 /// What keeps a configuration from being used.
 #[derive(Debug, thiserror::Error)]
@@ -284,6 +291,17 @@ impl ModelConfig {
             let expected = format!("only \"dense\" in {}", self.architecture.model_type());
             return Err(wrong("mlp_layer_types", "\"sparse\"", expected));
         }
+        // Counts that no layer may use stay within bounds too: sums and products are made of them.
+        let bounded = [
+            ("num_experts", self.num_experts, 65_536),
+            ("moe_intermediate_size", self.moe_intermediate_size, 1 << 24),
+            ("num_shared_experts", self.num_shared_experts, 1024),
+        ];
+        for (key, value, max) in bounded {
+            if value > max {
+                return Err(wrong(key, value, format!("at most {max}")));
+            }
+        }
         let windows = self
             .sliding_windows
             .iter()
@@ -297,19 +315,26 @@ impl ModelConfig {
         }
         if self.mlp_layer_types.contains(&MlpType::Sparse) {
             let sparse = [
-                ("num_experts", self.num_experts, 65_536),
-                (
+                ("num_experts", self.num_experts),
+                ("moe_intermediate_size", self.moe_intermediate_size),
+                ("num_shared_experts", self.num_shared_experts),
+            ];
+            for (key, value) in sparse {
+                if value == 0 {
+                    return Err(wrong(
+                        key,
+                        value,
+                        "at least 1, since there are sparse layers",
+                    ));
+                }
+            }
+            if !(1..=self.num_experts).contains(&self.num_experts_per_tok) {
+                let expected = format!("1 to num_experts ({})", self.num_experts);
+                return Err(wrong(
                     "num_experts_per_tok",
                     self.num_experts_per_tok,
-                    self.num_experts,
-                ),
-                ("moe_intermediate_size", self.moe_intermediate_size, 1 << 24),
-                ("num_shared_experts", self.num_shared_experts, 1024),
-            ];
-            for (key, value, max) in sparse {
-                if value == 0 || value > max {
-                    return Err(wrong(key, value, format!("1 to {max}")));
-                }
+                    expected,
+                ));
             }
         }
         if self.num_nextn_predict_layers > 1 {
@@ -318,6 +343,17 @@ impl ModelConfig {
                 self.num_nextn_predict_layers,
                 "0 or 1",
             ));
+        }
+        let (tensors, parameters) = flops::size(self);
+        if tensors > MAX_TENSORS {
+            let expected = format!("layers and experts that make at most {MAX_TENSORS} tensors");
+            let got = format!("{} ({tensors} tensors)", self.num_hidden_layers);
+            return Err(wrong("num_hidden_layers", got, expected));
+        }
+        if parameters > MAX_PARAMETERS {
+            let expected = format!("sizes that make at most {MAX_PARAMETERS} parameters");
+            let got = format!("{} ({parameters} parameters)", self.hidden_size);
+            return Err(wrong("hidden_size", got, expected));
         }
         let scaling = self.rope_scaling;
         let positive = [

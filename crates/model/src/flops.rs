@@ -14,6 +14,47 @@ pub struct Counts {
     pub forward_flops_per_token: f64,
 }
 
+/// Tensors of the Hugging Face layout, and their elements, without listing them: whatever the sizes, neither
+/// can overflow. [`Layout::new`] of a configuration with too many of either would.
+pub fn size(config: &ModelConfig) -> (u128, u128) {
+    let wide = |n: usize| n as u128;
+    let (d, k, v) = (
+        wide(config.hidden_size),
+        wide(config.head_dim),
+        wide(config.vocab_size),
+    );
+    let (h, g) = (
+        wide(config.num_attention_heads),
+        wide(config.num_key_value_heads),
+    );
+    let qk_norm = wide(usize::from(config.architecture.has_qk_norm()) * 2);
+    let attention = (6 + qk_norm, 2 * d * k * (h + g) + 2 * d + qk_norm * k);
+    let dense = (3, 3 * d * wide(config.intermediate_size));
+    let (e, f) = (wide(config.num_experts), wide(config.moe_intermediate_size));
+    let shared = wide(config.num_shared_experts);
+    // A router and its bias, three matrices of each expert and of the shared one.
+    let sparse = (5 + 3 * e, e * (d + 1) + 3 * d * f * (e + shared));
+    let mtp = (
+        5 + attention.0 + dense.0 - 1,
+        2 * d * d + 3 * d + attention.1 + dense.1,
+    );
+    let heads = wide(2 - usize::from(config.tie_word_embeddings));
+    let mut sum = (heads + 1, heads * v * d + d);
+    let add =
+        |sum: (u128, u128), part: (u128, u128)| (sum.0 + part.0, sum.1.saturating_add(part.1));
+    for mlp in &config.mlp_layer_types {
+        let mlp = match mlp {
+            MlpType::Dense => dense,
+            MlpType::Sparse => sparse,
+        };
+        sum = add(add(sum, attention), mlp);
+    }
+    for _ in 0..config.num_nextn_predict_layers {
+        sum = add(sum, mtp);
+    }
+    sum
+}
+
 /// Counts for sequences of `seq_len` tokens, with or without the multi-token-prediction layer.
 pub fn count(config: &ModelConfig, layout: &Layout, seq_len: usize, with_mtp: bool) -> Counts {
     let d = config.hidden_size;
@@ -66,6 +107,7 @@ mod tests {
         let layout = Layout::new(&config);
         assert_eq!(layout.len, 237_099_669_632);
         assert_eq!(layout.tensors.len(), 18_688);
+        assert_eq!(size(&config), (18_688, 237_099_669_632));
         let counts = count(&config, &layout, 1, false);
         // 22.72 B active, from the same source as the total.
         assert!((counts.active_parameters as f64 / 1e9 - 22.72).abs() < 0.01);

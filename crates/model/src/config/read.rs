@@ -740,4 +740,35 @@ mod tests {
             assert!(error.contains(name), "{error}");
         }
     }
+
+    #[test]
+    fn sizes_that_cannot_be_counted_are_refused() {
+        let huge = 1u64 << 28;
+        let cases = [
+            (
+                json!({"num_hidden_layers": 10_000, "num_experts": 65_536}),
+                "tensors)",
+            ),
+            (
+                json!({"vocab_size": huge, "hidden_size": huge, "intermediate_size": huge}),
+                "parameters)",
+            ),
+            (
+                json!({"num_attention_heads": huge, "num_key_value_heads": huge, "head_dim": huge}),
+                "parameters)",
+            ),
+            (
+                json!({"num_shared_experts": u64::MAX, "first_k_dense_replace": 4}),
+                "num_shared_experts",
+            ),
+            (
+                json!({"moe_intermediate_size": u64::MAX}),
+                "moe_intermediate_size",
+            ),
+        ];
+        for (changes, expected) in cases {
+            let error = ModelConfig::from_json(&with(changes).to_string()).unwrap_err();
+            assert!(error.to_string().contains(expected), "{error}");
+        }
+    }
 }
