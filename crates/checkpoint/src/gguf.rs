@@ -54,6 +54,16 @@ impl GgufModel {
         }))
     }
 
+    /// The number of tensors, and of their elements; of a type that is not read as many as its bytes could
+    /// hold, since nothing else vouches for its shape.
+    pub(crate) fn held(&self) -> (usize, u128) {
+        let elements = self.file.tensors().map(|tensor| match tensor.block_type {
+            Some(_) => tensor.num_elements() as u128,
+            None => 8 * tensor.bytes.len() as u128,
+        });
+        (self.file.len(), elements.sum())
+    }
+
     /// Every tensor of the layout has its place, and every tensor of the file is one of them.
     pub(crate) fn check(
         &self,

@@ -44,6 +44,16 @@ impl HuggingFace {
         tally(described)
     }
 
+    /// The number of tensors, and of their elements.
+    pub(crate) fn held(&self) -> (usize, u128) {
+        let shapes = self.file.names().filter_map(|name| {
+            let (_, shape, _) = self.file.describe(name).ok()?;
+            Some(shape)
+        });
+        let elements = shapes.map(|shape| shape.iter().map(|n| *n as u128).product::<u128>());
+        (self.file.len(), elements.sum())
+    }
+
     /// Every tensor of the layout has its place, and every tensor of the files is one of them.
     pub(crate) fn check(
         &self,

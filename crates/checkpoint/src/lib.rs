@@ -88,10 +88,10 @@ pub enum CheckpointError {
         /// The tensor.
         name: String,
     },
-    /// More parameters than bytes could hold.
+    /// A configuration of far more than the files hold.
     #[error(
-        "{} describes a model of {parameters} parameters, but its tensors have {bytes} bytes; it belongs to \
-         another model, or is cut short",
+        "{} describes {parameters} parameters in {layers} layers, but has {elements} in {tensors} tensors; \
+         it belongs to another model, or is cut short",
         path.display()
     )]
     Sizes {
@@ -99,8 +99,12 @@ pub enum CheckpointError {
         path: PathBuf,
         /// As the configuration implies.
         parameters: u128,
-        /// Bytes of all tensors.
-        bytes: u64,
+        /// As the configuration says.
+        layers: usize,
+        /// Elements of all tensors.
+        elements: u128,
+        /// Their number.
+        tensors: usize,
     },
     /// A layout cannot hold the model.
     #[error("cannot write {}: {what}", path.display())]
@@ -143,6 +147,14 @@ impl Files {
         match self {
             Files::HuggingFace(files) => files.stored(),
             Files::Gguf(file) => file.stored(),
+        }
+    }
+
+    /// The number of tensors, and of their elements.
+    fn held(&self) -> (usize, u128) {
+        match self {
+            Files::HuggingFace(files) => files.held(),
+            Files::Gguf(file) => file.held(),
         }
     }
 }
@@ -211,16 +223,16 @@ impl Checkpoint {
 
     /// Lists the tensors, where the files could hold them: a small file may describe a huge model.
     fn new(path: &Path, config: ModelConfig, files: Files) -> Result<Checkpoint, CheckpointError> {
-        let stored = files.stored();
-        let bytes = stored.iter().map(|(_, _, bytes)| bytes).sum();
-        let (_, parameters) = model::flops::size(&config);
-        // No type has less than a bit for each.
-        if parameters > 8 * u128::from(bytes) {
-            let path = path.to_path_buf();
+        let (tensors, elements) = files.held();
+        let ((_, parameters), layers) = (model::flops::size(&config), config.num_hidden_layers);
+        // Where little is missing, `check` names it.
+        if parameters / 8 > elements || layers / 8 > tensors {
             return Err(CheckpointError::Sizes {
-                path,
+                path: path.to_path_buf(),
                 parameters,
-                bytes,
+                layers,
+                elements,
+                tensors,
             });
         }
         Ok(Checkpoint {

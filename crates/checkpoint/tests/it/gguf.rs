@@ -223,25 +223,24 @@ fn a_smaller_type_is_written_and_read_as_its_own_rounding() {
 #[test]
 fn a_small_file_that_describes_a_huge_model_is_refused_before_its_tensors_are_listed() {
     let dir = tempfile::tempdir().unwrap();
-    let from = tiny(dir.path(), &tiny_model::tiny());
-    let path = dir.path().join("tiny.gguf");
-    write_gguf_model(&from, &path, BlockType::F32, vec![], &|_| Ok(())).unwrap();
-    let bytes = std::fs::read(&path).unwrap();
-    let with = |key: &str, value: u32| {
+    let with = |config: &model::ModelConfig, key: &str, value: u32| {
+        let from = tiny(dir.path(), config);
+        let path = dir.path().join("tiny.gguf");
+        write_gguf_model(&from, &path, BlockType::F32, vec![], &ignore).unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
         let at = bytes.windows(key.len()).position(|at| at == key.as_bytes());
         let at = at.unwrap() + key.len() + 4; // behind the type
-        let mut bytes = bytes.clone();
         bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
         let file = formats::gguf::Gguf::from_bytes(&path, &bytes).unwrap();
         Checkpoint::of_gguf(file).err().unwrap().to_string()
     };
-    let error = with("exaone-moe.feed_forward_length", 1 << 20);
-    assert!(
-        error.contains("parameters, but its tensors have"),
-        "{error}"
-    );
+    let (moe, llama) = (tiny_model::tiny(), tiny_model::llama(Architecture::Llama));
+    let error = with(&moe, "exaone-moe.feed_forward_length", 1 << 20);
+    assert!(error.contains("parameters in 4 layers, but has"), "{error}");
+    let error = with(&llama, "llama.block_count", 9000);
+    assert!(error.contains("in 9000 layers, but has"), "{error}");
     // Counts whose product has no number.
-    let error = with("exaone-moe.expert_shared_count", u32::MAX);
+    let error = with(&moe, "exaone-moe.expert_shared_count", u32::MAX);
     assert!(
         error.contains("expert_shared_feed_forward_length"),
         "{error}"
