@@ -1,5 +1,6 @@
 //! The project's chores: `cargo xtask test` passes the tests, `cargo xtask ci` runs every check.
 
+mod fuzz;
 mod tidy;
 
 use anyhow::{Context, Result, bail};
@@ -10,13 +11,15 @@ const HELP: &str = "usage: cargo xtask <command>
 
   test   every test of the workspace (what the README names)
   tidy   layout rules: file sizes, crate arrows, allowed documents, unsafe where allowed
-  ci     formatting, tidy, clippy, tests; each stage timed";
+  fuzz   [target] [--seconds N]: the fuzz targets, or one of them, for 300 seconds each
+  ci     formatting, tidy, clippy, tests, fuzzing for a minute; each stage timed";
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.first().map(String::as_str) {
         Some("test") => test(),
         Some("tidy") => tidy::run(),
+        Some("fuzz") => fuzz::run(&fuzz::from_args(&args[1..])?),
         Some("ci") => ci(),
         _ => bail!("{HELP}"),
     }
@@ -24,8 +27,11 @@ fn main() -> Result<()> {
 
 fn ci() -> Result<()> {
     type Stage = (&'static str, fn() -> Result<()>);
-    let stages: [Stage; 4] = [
-        ("format", || cargo(&["fmt", "--all", "--check"])),
+    let stages: [Stage; 5] = [
+        ("format", || {
+            cargo(&["fmt", "--all", "--check"])?;
+            cargo(&["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"])
+        }),
         ("tidy", tidy::run),
         ("clippy", || {
             cargo(&[
@@ -39,6 +45,7 @@ fn ci() -> Result<()> {
             ])
         }),
         ("test", test),
+        ("fuzz", fuzz::check),
     ];
     for (name, stage) in stages {
         let start = Instant::now();

@@ -9,7 +9,11 @@ use std::process::Command;
 const MAX_LINES: usize = 1000;
 
 /// Crate directories that may contain `unsafe`.
-const UNSAFE_ALLOWED: [&str; 2] = ["crates/kernels-cpu/", "crates/formats/src/mmap.rs"];
+const UNSAFE_ALLOWED: [&str; 3] = [
+    "crates/kernels-cpu/",
+    "crates/formats/src/mmap.rs",
+    "fuzz/src/budget.rs",
+];
 
 /// Arrows that must not exist: training cannot see test sets, engines do not know text.
 const FORBIDDEN: [(&str, &str); 7] = [
@@ -68,7 +72,7 @@ fn tracked(root: &Path) -> Result<Vec<String>> {
 
 fn check_file(file: &str, text: &str, problems: &mut Vec<String>) {
     let lines = text.lines().count();
-    let own = file != "Cargo.lock" && !file.ends_with(".json");
+    let own = !file.ends_with("Cargo.lock") && !file.ends_with(".json");
     if own && lines > MAX_LINES {
         problems.push(format!("{file}: {lines} lines, at most {MAX_LINES}"));
     }

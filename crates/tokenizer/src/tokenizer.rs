@@ -158,7 +158,7 @@ impl Tokenizer {
     }
 
     /// Whether the token stands for text that the vocabulary does not know.
-    pub(crate) fn is_unknown(&self, id: u32) -> bool {
+    pub fn is_unknown(&self, id: u32) -> bool {
         let unknown = match &self.parts.model {
             ModelParts::Bpe(bpe) => bpe.unk_token.as_deref().and_then(|token| self.id_of(token)),
             ModelParts::Scored(scored) => scored.unk_id,
