@@ -184,6 +184,7 @@ impl Sources {
         let options = ChatOptions {
             enable_thinking: false,
             add_generation_prompt: false,
+            tools: &[],
         };
         let mut all = Vec::new();
         for dialogue in data::shard::records::<Dialogue>(&self.dir, Split::Dialogues)? {

@@ -87,6 +87,7 @@ impl Local {
         let how = ChatOptions {
             enable_thinking: options.thinking,
             add_generation_prompt: true,
+            tools: &[],
         };
         let message = [Message::user(prompt)];
         let prompt = self.chat_format.prompt(&self.tokenizer, &message, &how)?;

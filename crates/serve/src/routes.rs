@@ -148,6 +148,7 @@ async fn chat_completions(
     let options = ChatOptions {
         enable_thinking,
         add_generation_prompt: true,
+        tools: &[],
     };
     let refused = |error: ChatError| {
         let (code, message) = match &error {

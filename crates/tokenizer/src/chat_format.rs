@@ -61,7 +61,7 @@ impl ChatFormat {
         &self,
         tokenizer: &Tokenizer,
         messages: &[Message],
-        options: &ChatOptions,
+        options: &ChatOptions<'_>,
     ) -> Result<Prompt, ChatError> {
         let ids = match &self.own {
             None => chat_template::render(tokenizer, messages, options)?.ids,
@@ -85,7 +85,9 @@ impl ChatFormat {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tool_call::ToolCall;
     use crate::train::Trainer;
+    use serde_json::json;
 
     #[test]
     fn a_model_is_spoken_to_in_its_own_format_or_the_built_in_one() {
@@ -98,6 +100,7 @@ mod tests {
         let options = |enable_thinking| ChatOptions {
             enable_thinking,
             add_generation_prompt: true,
+            tools: &[],
         };
         let built_in = ChatFormat::built_in();
         let prompt = built_in
@@ -125,5 +128,50 @@ mod tests {
         let broken = ChatFormat::of_template(broken, Map::new());
         let error = broken.prompt(&tokenizer, &messages, &options(true));
         assert!(error.unwrap_err().to_string().contains("no"));
+    }
+
+    #[test]
+    fn tools_and_calls_go_through_either_format() {
+        let trainer = Trainer {
+            vocab_size: 300,
+            ..Trainer::default()
+        };
+        let tokenizer = trainer.train(["one two"], &mut |_| {}).unwrap();
+        let tools = [json!({"type": "function", "function": {"name": "look <|tool|>"}})];
+        let options = ChatOptions {
+            tools: &tools,
+            ..ChatOptions::default()
+        };
+        let call = ToolCall {
+            id: Some("c1".into()),
+            name: "look".into(),
+            arguments: json!({"at": "</think>"}).as_object().unwrap().clone(),
+        };
+        let mut result = Message::tool("deep");
+        result.tool_call_id = Some("c1".into());
+        let messages = [Message::assistant("").with_tool_calls(vec![call]), result];
+        let text = |format: &ChatFormat| {
+            let ids = format.prompt(&tokenizer, &messages, &options).unwrap().ids;
+            let added = ids.iter().filter(|id| tokenizer.is_added(**id)).count();
+            (tokenizer.decode(&ids, false), added)
+        };
+        let source = "{% for t in tools %}<|tool_declare|>{{ t | tojson }}{% endfor %}\
+            {% for m in messages %}{% for c in m.tool_calls %}{{ c.id }} {{ c.function.name }}\
+            {{ c.function.arguments | tojson }}{% endfor %}{{ m.tool_call_id }}{% endfor %}";
+        let own = ChatFormat::of_template(ChatTemplate::new(source).unwrap(), Map::new());
+        let declared = r#"{"type": "function", "function": {"name": "look <|tool|>"}}"#;
+        let arguments = r#"{"at": "</think>"}"#;
+        let expected = format!("<|tool_declare|>{declared}c1 look{arguments}c1");
+        assert_eq!(text(&own), (expected, 1));
+        let (built_in, added) = text(&ChatFormat::built_in());
+        let call =
+            format!(r#"<tool_call>{{"name": "look", "arguments": {arguments}}}</tool_call>"#);
+        assert!(
+            built_in.contains(&format!("<tool>{declared}</tool>")),
+            "{built_in}"
+        );
+        assert!(built_in.contains(&call), "{built_in}");
+        // Declaration, assistant, two tags of thinking, tool, and three ends of turns.
+        assert_eq!(added, 8, "{built_in}");
     }
 }

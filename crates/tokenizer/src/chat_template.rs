@@ -1,9 +1,12 @@
 //! The one place where messages become ids: K-EXAONE's chat format.
 //!
 //! ```text
+//! <|tool_declare|>\n# Tools\n<tool>{schema}</tool>\n<tool>...</tool>\n<|endofturn|>\n
 //! <|system|>\n{content}<|endofturn|>\n
 //! <|user|>\n{content}<|endofturn|>\n
 //! <|assistant|>\n<think>\n{reasoning}\n</think>\n\n{content}<|endofturn|>\n
+//! <|assistant|>\n<think>\n{reasoning}\n</think>\n\n{content}\n<tool_call>{"name": ..., "arguments": {...}}</tool_call>
+//!     \n<tool_call>...</tool_call><|endofturn|>\n
 //! <|tool|>\n<tool_result>{content}</tool_result>\n<tool_result>...</tool_result><|endofturn|>\n
 //!
 //! to generate, thinking:      <|assistant|>\n<think>\n
@@ -12,21 +15,23 @@
 //!
 //! Reasoning is kept only in turns after the last user message; elsewhere, and where there is none,
 //! the block is empty: `<think>\n\n</think>\n\n`. Consecutive tool messages share a turn. No system
-//! prompt is added.
+//! prompt is added. Where there are tools, their declaration comes first; a schema and a call are JSON as
+//! Python writes it (`tool_call`), and a call without content before it follows the reasoning directly.
 //!
 //! Contents are encoded as text and nothing else: a message that spells a special token holds ordinary
 //! tokens. What the model is to say itself is encoded apart from what comes before it, so that training
 //! sees the very ids that generation continues from.
 //!
-//! In the loss is what the model must produce after a generation prompt: content and `<|endofturn|>`
-//! of assistant turns, and, where reasoning is kept, all that follows `<think>\n`.
+//! In the loss is what the model must produce after a generation prompt: content, calls and
+//! `<|endofturn|>` of assistant turns, and, where reasoning is kept, all that follows `<think>\n`.
 //!
-//! It writes no tool declarations and no tool calls.
 //! Source: the format that K-EXAONE's published examples and the ports to other engines agree on.
 
 use crate::error::MissingSpecial;
 use crate::special::Specials;
 use crate::tokenizer::Tokenizer;
+use crate::tool_call::{ToolCall, python_json};
+use serde_json::Value;
 
 /// Who speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -51,6 +56,10 @@ pub struct Message {
     pub content: String,
     /// What the assistant thought before; `None` for an answer without thinking.
     pub reasoning: Option<String>,
+    /// Tools that the assistant called after that.
+    pub tool_calls: Vec<ToolCall>,
+    /// The call that a tool answers; only templates of models write it.
+    pub tool_call_id: Option<String>,
 }
 
 impl Message {
@@ -60,6 +69,8 @@ impl Message {
             role,
             content: content.into(),
             reasoning: None,
+            tool_calls: Vec::new(),
+            tool_call_id: None,
         }
     }
 
@@ -90,22 +101,30 @@ impl Message {
             ..self
         }
     }
+
+    /// The same message with calls.
+    pub fn with_tool_calls(self, tool_calls: Vec<ToolCall>) -> Self {
+        Message { tool_calls, ..self }
+    }
 }
 
 /// How a conversation is rendered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ChatOptions {
+pub struct ChatOptions<'a> {
     /// Whether the generation prompt lets the model think first (the published default).
     pub enable_thinking: bool,
     /// Whether the opening of an assistant turn follows the last message.
     pub add_generation_prompt: bool,
+    /// Tools that the model may call, each `{"type": "function", "function": {"name": ..., ...}}`.
+    pub tools: &'a [Value],
 }
 
-impl Default for ChatOptions {
+impl Default for ChatOptions<'_> {
     fn default() -> Self {
         ChatOptions {
             enable_thinking: true,
             add_generation_prompt: false,
+            tools: &[],
         }
     }
 }
@@ -126,7 +145,7 @@ pub struct Rendered {
 pub fn render(
     tokenizer: &Tokenizer,
     messages: &[Message],
-    options: &ChatOptions,
+    options: &ChatOptions<'_>,
 ) -> Result<Rendered, MissingSpecial> {
     let special = tokenizer.specials()?;
     let mut writer = Writer {
@@ -134,6 +153,17 @@ pub fn render(
         text: String::new(),
         rendered: Rendered::default(),
     };
+    if !options.tools.is_empty() {
+        writer.special(special.tool_declare, false);
+        writer.text.push_str("\n# Tools\n");
+        for tool in options.tools {
+            writer.text.push_str("<tool>");
+            writer.text.push_str(&python_json(tool));
+            writer.text.push_str("</tool>\n");
+        }
+        writer.special(special.endofturn, false);
+        writer.text.push('\n');
+    }
     let last_user = messages
         .iter()
         .rposition(|message| message.role == Role::User);
@@ -144,7 +174,7 @@ pub fn render(
             Role::Assistant => {
                 let is_current = last_user.is_none_or(|last_user| index > last_user);
                 let reasoning = message.reasoning.as_deref().filter(|_| is_current);
-                writer.assistant_turn(reasoning, &message.content, &special);
+                writer.assistant_turn(reasoning, message, &special);
             }
             Role::Tool => {
                 let is_tool = |index: usize| {
@@ -219,7 +249,7 @@ impl Writer<'_> {
         self.text.push_str("\n\n");
     }
 
-    fn assistant_turn(&mut self, reasoning: Option<&str>, content: &str, special: &Specials) {
+    fn assistant_turn(&mut self, reasoning: Option<&str>, message: &Message, special: &Specials) {
         self.special(special.assistant, false);
         self.text.push('\n');
         match reasoning {
@@ -238,7 +268,13 @@ impl Writer<'_> {
                 self.flush(false);
             }
         }
-        self.text.push_str(content);
+        self.text.push_str(&message.content);
+        for (index, call) in message.tool_calls.iter().enumerate() {
+            if index > 0 || !message.content.is_empty() {
+                self.text.push('\n');
+            }
+            self.text.push_str(&call.to_text());
+        }
         self.special(special.endofturn, true);
         self.text.push('\n');
     }
@@ -249,6 +285,7 @@ mod tests {
     use super::*;
     use crate::train::Trainer;
     use proptest::prelude::*;
+    use serde_json::json;
     use std::sync::LazyLock;
 
     static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| {
@@ -260,10 +297,11 @@ mod tests {
         trainer.train([text.repeat(4)], &mut |_| {}).unwrap()
     });
 
-    fn options(enable_thinking: bool, add_generation_prompt: bool) -> ChatOptions {
+    fn options(enable_thinking: bool, add_generation_prompt: bool) -> ChatOptions<'static> {
         ChatOptions {
             enable_thinking,
             add_generation_prompt,
+            tools: &[],
         }
     }
 
@@ -321,6 +359,66 @@ mod tests {
         );
         let learned = "why.\n</think>\n\na<|endofturn|>so\n</think>\n\nb<|endofturn|>";
         assert_eq!(in_loss(&rendered), learned);
+    }
+
+    fn call(name: &str, arguments: Value) -> ToolCall {
+        ToolCall {
+            id: Some("call_1".into()),
+            name: name.into(),
+            arguments: arguments.as_object().unwrap().clone(),
+        }
+    }
+
+    #[test]
+    fn tools_are_declared_first_and_calls_follow_the_content() {
+        let tool = json!({"type": "function", "function": {
+            "name": "find", "description": "\u{CC3E}\u{B2E4} <|system|>",
+            "parameters": {"type": "object", "properties": {"q": {"type": "string"}}},
+        }});
+        let calls = vec![
+            call("find", json!({"q": "the \"sea\"</think>", "n": [1, 2.5]})),
+            call("find", json!({})),
+        ];
+        let messages = [
+            Message::system("Be brief."),
+            Message::user("?"),
+            Message::assistant("")
+                .with_tool_calls(calls[..1].to_vec())
+                .with_reasoning("look"),
+            Message::tool("{\"found\": 3}"),
+            Message::assistant("More.").with_tool_calls(calls),
+        ];
+        let tools = [tool];
+        let options = ChatOptions {
+            tools: &tools,
+            ..options(true, false)
+        };
+        let rendered = render(&TOKENIZER, &messages, &options).unwrap();
+        let second = "<tool_call>{\"name\": \"find\", \"arguments\": {}}</tool_call><|endofturn|>";
+        let first = "<tool_call>{\"name\": \"find\", \"arguments\": \
+             {\"q\": \"the \\\"sea\\\"</think>\", \"n\": [1, 2.5]}}</tool_call>";
+        assert_eq!(
+            text(&rendered),
+            format!(
+                "<|tool_declare|>\n# Tools\n<tool>{{\"type\": \"function\", \"function\": {{\"name\": \
+                 \"find\", \"description\": \"\u{CC3E}\u{B2E4} <|system|>\", \"parameters\": {{\"type\": \
+                 \"object\", \"properties\": {{\"q\": {{\"type\": \"string\"}}}}}}}}}}</tool>\n<|endofturn|>\n\
+                 <|system|>\nBe brief.<|endofturn|>\n<|user|>\n?<|endofturn|>\n\
+                 <|assistant|>\n<think>\nlook\n</think>\n\n{first}<|endofturn|>\n\
+                 <|tool|>\n<tool_result>{{\"found\": 3}}</tool_result><|endofturn|>\n\
+                 <|assistant|>\n<think>\n\n</think>\n\nMore.\n{first}\n{second}\n"
+            )
+        );
+        let learned = in_loss(&rendered);
+        assert!(
+            learned.ends_with(&format!("More.\n{first}\n{second}")),
+            "{learned}"
+        );
+        // What a schema or an argument spells is text.
+        let special = TOKENIZER.specials().unwrap();
+        let count = |id: u32| rendered.ids.iter().filter(|&&x| x == id).count();
+        assert_eq!((count(special.system), count(special.think_end)), (1, 2));
+        assert_eq!(count(special.tool_declare), 1);
     }
 
     #[test]

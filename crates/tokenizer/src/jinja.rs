@@ -30,6 +30,7 @@ mod trust;
 
 use crate::chat_template::{ChatOptions, Message, Role};
 use crate::tokenizer::Tokenizer;
+use crate::tool_call::ToolCall;
 use minijinja::value::Kwargs;
 use minijinja::{Environment, ErrorKind, Value};
 use serde_json::Map;
@@ -94,8 +95,9 @@ pub struct Conversation {
 }
 
 impl Conversation {
-    /// Messages in the form that `transformers` gives templates: reasoning is `reasoning_content`.
-    pub fn new(messages: &[Message], options: &ChatOptions) -> Self {
+    /// Messages in the form that `transformers` gives templates: reasoning is `reasoning_content`, the
+    /// arguments of calls are objects.
+    pub fn new(messages: &[Message], options: &ChatOptions<'_>) -> Self {
         let message = |message: &Message| {
             let role = match message.role {
                 Role::System => "system",
@@ -109,11 +111,19 @@ impl Conversation {
             if let Some(reasoning) = &message.reasoning {
                 object.insert("reasoning_content".to_owned(), reasoning.as_str().into());
             }
+            if !message.tool_calls.is_empty() {
+                let calls = message.tool_calls.iter().map(ToolCall::to_json);
+                object.insert("tool_calls".to_owned(), calls.collect());
+            }
+            if let Some(id) = &message.tool_call_id {
+                object.insert("tool_call_id".to_owned(), id.as_str().into());
+            }
             Json::Object(object)
         };
         let thinking = ("enable_thinking".to_owned(), options.enable_thinking.into());
         Conversation {
             messages: messages.iter().map(message).collect(),
+            tools: (!options.tools.is_empty()).then(|| options.tools.to_vec()),
             add_generation_prompt: options.add_generation_prompt,
             variables: [thinking].into_iter().collect(),
             ..Conversation::default()

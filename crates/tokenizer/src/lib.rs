@@ -5,7 +5,7 @@
 //! In reading order: `tokenizer` (text to ids and back), `pretokenize` and `bpe` (the two steps of
 //! it), `train`, `special` (tokens with a meaning), `chat_template` (messages to ids), `jinja` (the same
 //! by a model's own template), `stream` (ids to
-//! text as they come), `json` and `gguf` (the files), `assemble` (from a file to a tokenizer).
+//! text as they come), `tool_call` (calls of tools, to text and back), `json` and `gguf` (the files), `assemble` (from a file to a tokenizer).
 //!
 //! ```
 //! use dokja_tokenizer::{Trainer, chat::{self, ChatOptions, Message}};
@@ -15,7 +15,8 @@
 //! let ids = tokenizer.encode_ordinary("the sea");
 //! assert_eq!(tokenizer.decode(&ids, false), "the sea");
 //!
-//! let options = ChatOptions { enable_thinking: false, add_generation_prompt: true };
+//! let options =
+//!     ChatOptions { enable_thinking: false, add_generation_prompt: true, ..ChatOptions::default() };
 //! let prompt = chat::render(&tokenizer, &[Message::user("Where is the sea?")], &options)?;
 //! assert_eq!(
 //!     tokenizer.decode(&prompt.ids, false),
@@ -51,6 +52,7 @@ pub mod chat_format;
 pub mod chat_template;
 pub mod jinja;
 pub mod stream;
+pub mod tool_call;
 
 pub mod error;
 
@@ -62,4 +64,5 @@ pub use gguf::{GgufData, GgufVocab, NotInGguf};
 pub use jinja::{ChatTemplate, Conversation, TemplateError};
 pub use special::{AddedToken, Specials};
 pub use stream::StreamDecoder;
+pub use tool_call::{ToolCall, ToolCallParser};
 pub use train::{Progress, TrainError, Trainer};

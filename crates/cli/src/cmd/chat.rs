@@ -42,7 +42,7 @@ struct Conversation {
     engine: Engine,
     tokenizer: Arc<Tokenizer>,
     format: ChatFormat,
-    options: ChatOptions,
+    options: ChatOptions<'static>,
     params: SamplingParams,
     max_tokens: usize,
     stop_ids: Vec<u32>,
@@ -61,6 +61,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         options: ChatOptions {
             enable_thinking: args.think,
             add_generation_prompt: true,
+            tools: &[],
         },
         params,
         max_tokens: args.sampling.max_tokens.unwrap_or(MAX_TOKENS),

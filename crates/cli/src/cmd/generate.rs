@@ -184,6 +184,7 @@ fn prompt_ids(args: &Args, model: &OpenModel) -> Result<Vec<u32>> {
     let options = ChatOptions {
         enable_thinking: false,
         add_generation_prompt: true,
+        tools: &[],
     };
     let format = model.chat_format()?;
     let prompt = format.prompt(&tokenizer, &[Message::user(text)], &options);

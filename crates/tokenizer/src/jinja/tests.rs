@@ -116,6 +116,7 @@ fn messages_of_the_crate_are_given_as_transformers_gives_them() {
     let options = ChatOptions {
         enable_thinking: false,
         add_generation_prompt: true,
+        tools: &[],
     };
     let conversation = Conversation::new(&messages, &options);
     let source = "{% for m in messages %}{{ m.role }} {{ m.content }} {{ m.reasoning_content }};{% endfor %}{{ enable_thinking }}{{ add_generation_prompt }}{{ tools }}";
