@@ -96,6 +96,7 @@ impl Local {
             max_tokens: options.max_tokens,
             sampling: SamplingParams::greedy(),
             stop_ids: self.stop_ids.clone(),
+            budget: None,
         })
     }
 

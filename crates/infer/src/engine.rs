@@ -5,7 +5,8 @@
 //! belong to its callers.
 //!
 //! Promise: greedy output, and sampled output at a fixed seed, depend only on the request, not on
-//! what else runs, how the prompt was chunked, or whether the sequence was preempted.
+//! what else runs, how the prompt was chunked, or whether the sequence was preempted. A token that a
+//! budget forces depends on the number of tokens before it and on nothing else.
 //! Tested against a scripted model in `tests/it`.
 //!
 //! Deliberately absent: beam search and several answers to one prompt; text.
@@ -14,7 +15,7 @@ use crate::kv_blocks::{KV_BLOCK, KvBlocks, MAX_KV_BLOCKS};
 use crate::runner::{Runner, StepBatch};
 use crate::sampler::{Logprobs, SampledToken, Sampler, SamplingError, SamplingParams, TokenCounts};
 use crate::scheduler::{Scheduled, Scheduler};
-use crate::sequence::{RequestId, Sequence};
+use crate::sequence::{Budget, RequestId, Sequence};
 use thiserror::Error;
 
 /// The engine's limits.
@@ -71,6 +72,18 @@ pub struct Request {
     pub sampling: SamplingParams,
     /// Tokens that end the answer, such as the end of a turn. Empty: only the length ends it.
     pub stop_ids: Vec<u32>,
+    /// What the first part of the answer may take, such as reasoning.
+    pub budget: Option<TokenBudget>,
+}
+
+/// Ends the first part of an answer in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenBudget {
+    /// Tokens of the part at most; its end is not one of them.
+    pub max_tokens: usize,
+    /// The token that ends the part. Where it has not been drawn after `max_tokens`, it is the next token,
+    /// whatever the model says; then, or once it has been drawn, the budget is over.
+    pub end_id: u32,
 }
 
 /// Why an answer ended.
@@ -156,6 +169,14 @@ pub enum SubmitError {
         /// Ids are below.
         vocab_size: usize,
     },
+    /// A budget that ends with an id that the model has no embedding for.
+    #[error("token {id}, the end of a budget, is outside the vocabulary of {vocab_size}")]
+    BudgetEndOutOfRange {
+        /// The id.
+        id: u32,
+        /// Ids are below.
+        vocab_size: usize,
+    },
     /// A sampling parameter out of range.
     #[error(transparent)]
     Sampling(#[from] SamplingError),
@@ -236,6 +257,7 @@ impl Engine {
             max_tokens,
             sampling,
             stop_ids,
+            budget,
         } = request;
         let (len, max) = (prompt_ids.len(), self.max_len() - 1);
         if len == 0 {
@@ -256,6 +278,11 @@ impl Engine {
                 vocab_size,
             });
         }
+        if let Some(TokenBudget { end_id: id, .. }) = budget
+            && id as usize >= vocab_size
+        {
+            return Err(SubmitError::BudgetEndOutOfRange { id, vocab_size });
+        }
         sampling.validate()?;
         let num_waiting = self.scheduler.waiting.len();
         if num_waiting >= self.config.max_num_waiting {
@@ -266,6 +293,10 @@ impl Engine {
         self.scheduler.waiting.push_back(Sequence {
             id,
             max_len: self.max_len().min(len.saturating_add(max_tokens)),
+            budget: budget.map(|budget| Budget {
+                forced_at: len.saturating_add(budget.max_tokens),
+                end_id: budget.end_id,
+            }),
             ids: prompt_ids,
             num_computed: 0,
             tables: self.scheduler.kv.new_tables(),
@@ -350,9 +381,11 @@ impl Engine {
                 .next()
                 .expect("one row of logits for each finished sequence");
             let position = sequence.ids.len();
+            let forced = sequence.forced();
+            let (sampling, counts) = (&sequence.sampling, &sequence.counts);
             let token = self
                 .sampler
-                .sample(logits, &sequence.sampling, &sequence.counts, position);
+                .sample(logits, sampling, counts, position, forced);
             let finish_reason = match &token {
                 None => Some(FinishReason::NotFinite),
                 Some(token) => {

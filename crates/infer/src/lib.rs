@@ -35,6 +35,7 @@
 //!     max_tokens: 10,
 //!     sampling: SamplingParams::greedy(),
 //!     stop_ids: vec![5],
+//!     budget: None,
 //! };
 //! let completion = generate(&mut engine, request)?;
 //! assert_eq!(completion.ids, [3, 4]);
@@ -53,7 +54,7 @@ mod sequence;
 
 pub use engine::{
     Completion, ConfigError, Engine, EngineConfig, EngineStats, Event, FinishReason, Request,
-    SubmitError, generate, generate_all,
+    SubmitError, TokenBudget, generate, generate_all,
 };
 pub use kv_blocks::{KV_BLOCK, KvGroup, NO_BLOCK};
 pub use model_runner::ModelRunner;

@@ -136,14 +136,15 @@ pub(crate) struct Sampler {
 }
 
 impl Sampler {
-    /// Draws the token for `position` from logits (V); `None` when they hold a NaN or an infinity
-    /// other than -inf, or nothing but -inf.
+    /// Draws the token for `position` from logits (V), or takes the one that is `forced`; `None` when they
+    /// hold a NaN or an infinity other than -inf, or nothing but -inf.
     pub(crate) fn sample(
         &mut self,
         logits: &[f32],
         params: &SamplingParams,
         counts: &TokenCounts,
         position: usize,
+        forced: Option<u32>,
     ) -> Option<SampledToken> {
         if logits.iter().any(|z| z.is_nan() || *z == f32::INFINITY) {
             return None;
@@ -155,10 +156,10 @@ impl Sampler {
             self.adjusted[id as usize] -= penalty;
         }
         let best = argmax(&self.adjusted)?;
-        let id = if params.temperature == 0.0 {
-            best
-        } else {
-            self.draw(best, params, position)
+        let id = match forced {
+            Some(id) => id,
+            None if params.temperature == 0.0 => best,
+            None => self.draw(best, params, position),
         };
         let logprobs = params.logprobs.map(|n| self.logprobs(logits, id, n));
         Some(SampledToken { id, logprobs })
@@ -271,7 +272,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn sampled(logits: &[f32], params: &SamplingParams, position: usize) -> u32 {
-        let token = Sampler::default().sample(logits, params, &TokenCounts::new(), position);
+        let token = Sampler::default().sample(logits, params, &TokenCounts::new(), position, None);
         token.expect("finite logits").id
     }
 
@@ -300,7 +301,7 @@ mod tests {
                 frequency_penalty,
                 ..SamplingParams::greedy()
             };
-            let token = Sampler::default().sample(&[1.0, 2.0], &params, &counts, 0);
+            let token = Sampler::default().sample(&[1.0, 2.0], &params, &counts, 0, None);
             token.expect("finite logits").id
         };
         assert_eq!(pick(0.9, 0.0), 1);
@@ -395,7 +396,7 @@ mod tests {
         };
         let counts = TokenCounts::from([(2, 1)]);
         let token = Sampler::default()
-            .sample(&logits, &params, &counts, 4)
+            .sample(&logits, &params, &counts, 4, None)
             .expect("finite logits");
         let got = token.logprobs.expect("was asked for");
         let log_sum = logits.iter().map(|z| z.exp()).sum::<f32>().ln();
@@ -411,7 +412,7 @@ mod tests {
     fn logits_that_are_no_numbers_are_refused() {
         let sample = |logits: &[f32]| {
             Sampler::default()
-                .sample(logits, &warm(), &TokenCounts::new(), 0)
+                .sample(logits, &warm(), &TokenCounts::new(), 0, None)
                 .map(|t| t.id)
         };
         assert_eq!(sample(&[1.0, f32::NAN]), None);

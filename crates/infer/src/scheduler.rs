@@ -141,6 +141,7 @@ mod tests {
             tables: scheduler.kv.new_tables(),
             sampling: SamplingParams::greedy(),
             stop_ids: Vec::new(),
+            budget: None,
             counts: Default::default(),
         });
     }

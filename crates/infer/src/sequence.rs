@@ -17,7 +17,15 @@ pub(crate) struct Sequence {
     pub(crate) tables: Vec<BlockTable>, // one for each group
     pub(crate) sampling: SamplingParams,
     pub(crate) stop_ids: Vec<u32>,
+    pub(crate) budget: Option<Budget>, // until its end has come
     pub(crate) counts: TokenCounts,
+}
+
+/// A token that comes at a position at the latest.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Budget {
+    pub(crate) forced_at: usize, // index into `ids`
+    pub(crate) end_id: u32,
 }
 
 impl Sequence {
@@ -26,9 +34,16 @@ impl Sequence {
         self.ids.len() - self.num_computed
     }
 
+    /// The token that must come next, if any must.
+    pub(crate) fn forced(&self) -> Option<u32> {
+        let due = |budget: &Budget| self.ids.len() >= budget.forced_at;
+        self.budget.filter(due).map(|budget| budget.end_id)
+    }
+
     /// Appends a generated token.
     pub(crate) fn push(&mut self, id: u32) {
         self.ids.push(id);
+        self.budget = self.budget.filter(|budget| budget.end_id != id);
         if self.sampling.presence_penalty != 0.0 || self.sampling.frequency_penalty != 0.0 {
             *self.counts.entry(id).or_insert(0) += 1;
         }

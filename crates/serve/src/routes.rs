@@ -112,6 +112,7 @@ impl App {
                 true => Vec::new(),
                 false => self.stop_ids.clone(),
             },
+            budget: None,
         };
         let prompt_field = match api {
             Api::Chat => "messages",

@@ -4,12 +4,12 @@ use super::generate::{Answer, End, MAX_TOKENS, Sampling, one_sequence, speak};
 use crate::progress::tell;
 use crate::{interrupt, open};
 use anyhow::{Context, Result, bail};
-use infer::{Engine, FinishReason, Request, SamplingParams};
+use infer::{Engine, FinishReason, Request, SamplingParams, TokenBudget};
 use std::io::{BufRead, IsTerminal, Read, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokenizer::chat::{ChatOptions, Message, Role};
-use tokenizer::{ChatFormat, Tokenizer};
+use tokenizer::{ChatFormat, Prompt, Tokenizer};
 
 /// Bytes of a message at most; longer ones are surely not meant as one line.
 const MAX_LINE_BYTES: u64 = 1 << 20;
@@ -33,6 +33,9 @@ pub(crate) struct Args {
     /// Let the model think before it answers, if it was trained to.
     #[arg(long)]
     think: bool,
+    /// Tokens that it may think before it has to answer.
+    #[arg(long, value_name = "N", requires = "think")]
+    thinking_token_budget: Option<usize>,
     #[command(flatten)]
     sampling: Sampling,
 }
@@ -43,6 +46,7 @@ struct Conversation {
     tokenizer: Arc<Tokenizer>,
     format: ChatFormat,
     options: ChatOptions<'static>,
+    thinking_token_budget: Option<usize>,
     params: SamplingParams,
     max_tokens: usize,
     stop_ids: Vec<u32>,
@@ -63,6 +67,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             add_generation_prompt: true,
             tools: &[],
         },
+        thinking_token_budget: args.thinking_token_budget,
         params,
         max_tokens: args.sampling.max_tokens.unwrap_or(MAX_TOKENS),
         stop_ids: model.stop_ids(),
@@ -70,7 +75,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         history: Vec::new(),
     };
     // A model without the chat format is told before the first message, not after it.
-    conversation.prompt_ids()?;
+    let opening = conversation.prompt()?;
+    if args.thinking_token_budget.is_some() && opening.think_end.is_none() {
+        bail!(
+            "the chat format of {} does not begin an answer with thinking; leave out --thinking-token-budget",
+            model.path.display()
+        );
+    }
     interrupt::listen()?;
     interrupt::ask_first(false);
     let mut input = std::io::stdin().lock();
@@ -130,14 +141,18 @@ impl Conversation {
     /// Answers a message on stdout; false when nobody listens any more.
     fn reply(&mut self, message: &str) -> Result<bool> {
         self.history.push(Message::user(message));
-        let Some(prompt_ids) = self.fit()? else {
+        let Some(prompt) = self.fit()? else {
             self.history.pop();
             return Ok(true);
         };
         // A conversation is not to repeat itself: each answer has draws of its own.
         self.params.seed = self.params.seed.wrapping_add(1);
         let request = Request {
-            prompt_ids,
+            budget: self
+                .thinking_token_budget
+                .zip(prompt.think_end)
+                .map(|(max_tokens, end_id)| TokenBudget { max_tokens, end_id }),
+            prompt_ids: prompt.ids,
             max_tokens: self.max_tokens,
             sampling: self.params.clone(),
             stop_ids: self.stop_ids.clone(),
@@ -167,25 +182,25 @@ impl Conversation {
     }
 
     /// The conversation as ids.
-    fn prompt_ids(&self) -> Result<Vec<u32>> {
+    fn prompt(&self) -> Result<Prompt> {
         let messages: Vec<Message> = self.system.iter().chain(&self.history).cloned().collect();
         let prompt = self
             .format
             .prompt(&self.tokenizer, &messages, &self.options);
-        Ok(prompt.context("this model cannot chat")?.ids)
+        prompt.context("this model cannot chat")
     }
 
-    /// As [`Conversation::prompt_ids`], after the oldest turns have been left out that leave no room for
+    /// As [`Conversation::prompt`], after the oldest turns have been left out that leave no room for
     /// an answer; `None` when not even the last message fits.
-    fn fit(&mut self) -> Result<Option<Vec<u32>>> {
+    fn fit(&mut self) -> Result<Option<Prompt>> {
         let max_len = self.engine.max_len();
         // An answer of a quarter of the context is room enough, however long it may become.
         let room = max_len - self.max_tokens.clamp(1, max_len.div_ceil(4));
         let mut num_dropped = 0;
-        let ids = loop {
-            let ids = self.prompt_ids()?;
-            if ids.len() <= room {
-                break Some(ids);
+        let prompt = loop {
+            let prompt = self.prompt()?;
+            if prompt.ids.len() <= room {
+                break Some(prompt);
             }
             // The next turn begins with the user's next message.
             let next = self
@@ -202,7 +217,7 @@ impl Conversation {
                     tell(&format!(
                         "note: the message takes {} tokens, and the context has room for {room} beside the \
                          answer; it is left out, shorten it",
-                        ids.len()
+                        prompt.ids.len()
                     ));
                     break None;
                 }
@@ -214,7 +229,7 @@ impl Conversation {
                  {num_dropped} messages are forgotten"
             ));
         }
-        Ok(ids)
+        Ok(prompt)
     }
 }
 

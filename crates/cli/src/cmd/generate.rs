@@ -129,6 +129,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             true => Vec::new(),
             false => model.stop_ids(),
         },
+        budget: None,
     };
     let began = Instant::now();
     let mut out = std::io::stdout();

@@ -365,6 +365,35 @@ fn ctrl_c_stops_an_answer_and_a_second_leaves() {
 }
 
 #[test]
+fn chat_thinks_no_longer_than_it_may() {
+    let dir = tempfile::tempdir().unwrap();
+    checkpoint(dir.path(), 512);
+    let model = dir.path().to_str().unwrap();
+    let limited = |more: &[&str]| {
+        let args = [
+            "chat",
+            model,
+            "--max-tokens",
+            "9",
+            "--thinking-token-budget",
+            "3",
+        ];
+        chat(&[&args[..], more].concat(), "the sea\n")
+    };
+    let output = limited(&["--think"]);
+    assert!(output.status.success(), "{}", errors(&output));
+    let answer = String::from_utf8_lossy(&output.stdout).into_owned();
+    let (thought, said) = answer.split_once("</think>").expect("the end of thinking");
+    assert!(!thought.is_empty() && !said.trim().is_empty(), "{answer:?}");
+    let unlimited = ["chat", model, "--max-tokens", "9", "--think"];
+    let unlimited = chat(&unlimited, "the sea\n");
+    assert!(String::from_utf8_lossy(&unlimited.stdout).starts_with(thought));
+    let refused = limited(&[]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(errors(&refused).contains("--think"), "{}", errors(&refused));
+}
+
+#[test]
 fn chat_needs_the_special_tokens_of_its_format() {
     let dir = tempfile::tempdir().unwrap();
     checkpoint(dir.path(), 64);

@@ -19,6 +19,7 @@ fn request(prompt_ids: Vec<u32>, max_tokens: usize) -> Request {
         max_tokens,
         sampling: SamplingParams::greedy(),
         stop_ids: vec![0],
+        budget: None,
     }
 }
 
@@ -28,7 +29,14 @@ fn expected(request: &Request) -> (Vec<u32>, FinishReason) {
     let max_len = MAX_POSITIONS.min(ids.len() + request.max_tokens);
     loop {
         let logits = expected_logits(&ids, WINDOWS);
-        let best = (0..VOCAB).fold(0, |a, b| if logits[b] > logits[a] { b } else { a }) as u32;
+        let mut best = (0..VOCAB).fold(0, |a, b| if logits[b] > logits[a] { b } else { a }) as u32;
+        let answer = &ids[request.prompt_ids.len()..];
+        if let Some(TokenBudget { max_tokens, end_id }) = request.budget
+            && answer.len() >= max_tokens
+            && !answer.contains(&end_id)
+        {
+            best = end_id;
+        }
         if request.stop_ids.contains(&best) {
             return (ids.split_off(request.prompt_ids.len()), FinishReason::Stop);
         }
@@ -59,6 +67,7 @@ enum Action {
         max_tokens: usize,
         temperature: f32,
         seed: u64,
+        budget: Option<TokenBudget>,
     },
     Abort {
         nth: usize,
@@ -73,10 +82,15 @@ fn action() -> impl Strategy<Value = Action> {
         3 => prop::collection::vec(1..VOCAB as u32, 1..20),
         1 => prop::collection::vec(1..VOCAB as u32, 60..300),
     ];
+    let budget = prop::option::of(
+        (0..40usize, 0..VOCAB as u32)
+            .prop_map(|(max_tokens, end_id)| TokenBudget { max_tokens, end_id }),
+    );
+    let temperature = prop_oneof![Just(0.0f32), Just(0.8)];
     prop_oneof![
-        4 => (prompt, 1..150usize, prop_oneof![Just(0.0f32), Just(0.8)], any::<u64>()).prop_map(
-            |(prompt, max_tokens, temperature, seed)| {
-                Action::Submit { prompt, max_tokens, temperature, seed }
+        4 => (prompt, 1..150usize, temperature, any::<u64>(), budget).prop_map(
+            |(prompt, max_tokens, temperature, seed, budget)| {
+                Action::Submit { prompt, max_tokens, temperature, seed, budget }
             }
         ),
         1 => (0..8usize).prop_map(|nth| Action::Abort { nth }),
@@ -119,9 +133,9 @@ proptest! {
         };
         for action in script {
             match action {
-                Action::Submit { prompt, max_tokens, temperature, seed } => {
+                Action::Submit { prompt, max_tokens, temperature, seed, budget } => {
                     let stop_ids = if seed % 2 == 0 { vec![0] } else { vec![] };
-                    let mut request = Request { stop_ids, ..request(prompt, max_tokens) };
+                    let mut request = Request { stop_ids, budget, ..request(prompt, max_tokens) };
                     request.sampling.temperature = temperature;
                     request.sampling.seed = seed;
                     match engine.submit(request.clone()) {
@@ -252,12 +266,60 @@ fn refusals_say_what_is_wrong() {
         refusal(request(vec![1, 37], 1)),
         "token 37 at position 1 of the prompt is outside the vocabulary of 37"
     );
+    let beyond = Request {
+        budget: Some(TokenBudget {
+            max_tokens: 3,
+            end_id: VOCAB as u32,
+        }),
+        ..request(vec![1], 1)
+    };
+    let message =
+        format!("token {VOCAB}, the end of a budget, is outside the vocabulary of {VOCAB}");
+    assert_eq!(refusal(beyond), message);
     let mut hot = request(vec![1], 1);
     hot.sampling.temperature = -1.0;
     assert_eq!(refusal(hot), "temperature is -1, allowed is 0 to 100");
     engine
         .submit(request(vec![1; 128], 9))
         .expect("a prompt of the longest length fits");
+}
+
+#[test]
+fn a_budget_puts_its_end_where_the_part_has_to_end_and_nowhere_else() {
+    let answer_with = |budget| {
+        let request = Request {
+            stop_ids: vec![],
+            budget,
+            sampling: SamplingParams {
+                temperature: 0.8,
+                seed: 3,
+                logprobs: Some(1),
+                ..SamplingParams::greedy()
+            },
+            ..request(vec![5, 6, 7], 30)
+        };
+        let mut engine = engine(EngineConfig::default());
+        generate(&mut engine, request).expect("accepted")
+    };
+    let drawn = answer_with(None).ids;
+    let end_id = (0..VOCAB as u32)
+        .find(|id| !drawn.contains(id))
+        .expect("an id left");
+    for max_tokens in [0, 1, 9] {
+        let answer = answer_with(Some(TokenBudget { max_tokens, end_id }));
+        assert_eq!(answer.ids[..max_tokens], drawn[..max_tokens]);
+        assert_eq!(answer.ids[max_tokens], end_id);
+        // Its log-probability is the model's.
+        let logprobs = &answer.logprobs[max_tokens];
+        assert!(logprobs.logprob < logprobs.top[0].1 && logprobs.top[0].0 != end_id);
+    }
+    // An end that comes by itself in time is not repeated, and length goes first.
+    let end_id = drawn[4];
+    let first = drawn.iter().position(|&id| id == end_id).expect("drawn");
+    let budget = |max_tokens| Some(TokenBudget { max_tokens, end_id });
+    assert_eq!(answer_with(budget(first)).ids, drawn);
+    assert_eq!(answer_with(budget(29)).ids, drawn);
+    assert_eq!(answer_with(budget(usize::MAX)).ids, drawn);
 }
 
 #[test]

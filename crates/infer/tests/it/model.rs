@@ -127,6 +127,7 @@ fn a_score_that_cannot_be_is_refused_and_the_engine_stays_usable() {
         max_tokens: 2,
         sampling: SamplingParams::greedy(),
         stop_ids: vec![],
+        budget: None,
     };
     let id = engine.submit(request).expect("accepted");
     assert_eq!(engine.score(&[1, 2], window(10, 10)), Err(ScoreError::Busy));
@@ -161,6 +162,7 @@ fn answers_are_those_of_training_whatever_runs_beside_them() {
             max_tokens: 20,
             sampling: SamplingParams::greedy(),
             stop_ids: vec![],
+            budget: None,
         })
         .collect();
     let expected: Vec<Vec<u32>> = lengths
