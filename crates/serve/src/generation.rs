@@ -1,20 +1,22 @@
 //! A request's way through text, engine and text again.
 //!
 //! ```text
-//! messages -> chat template -> ids -> engine -> tokens -> characters -> reasoning | content -> pieces
+//! messages -> chat template -> ids -> engine -> tokens -> characters -> reasoning | content | calls -> pieces
 //! ```
 //!
 //! Reasoning ends at `</think>`; the line breaks that the chat format puts around it belong to neither
-//! part. Stop strings are looked for in the content only.
+//! part. Stop strings are looked for in the content only, and calls of tools in what is left of it.
 
 use crate::engine_thread::{Running, Update};
 use crate::openai::error::ApiError;
+use crate::openai::tools::Tools;
 use crate::stop_strings::StopStrings;
 use axum::http::StatusCode;
 use infer::{Event, FinishReason, SampledToken};
 use std::sync::Arc;
 use std::time::Instant;
-use tokenizer::{StreamDecoder, Tokenizer};
+use tokenizer::tool_call::Part;
+use tokenizer::{StreamDecoder, Tokenizer, ToolCall, ToolCallParser};
 
 /// Why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +25,8 @@ pub(crate) enum Finish {
     Stop,
     /// `max_tokens`, or the end of the context.
     Length,
+    /// As `Stop`, of an answer that calls tools.
+    ToolCalls,
 }
 
 /// A token of the content with its log-probability.
@@ -40,6 +44,8 @@ pub(crate) struct TokenLogprob {
 pub(crate) struct Piece {
     pub(crate) reasoning: String,
     pub(crate) content: String,
+    /// With their places among the calls of the answer.
+    pub(crate) tool_calls: Vec<(usize, ToolCall)>,
     pub(crate) logprobs: Vec<TokenLogprob>,
     pub(crate) finish: Option<Finish>,
 }
@@ -53,6 +59,7 @@ impl Piece {
     pub(crate) fn append(&mut self, next: Piece) {
         self.reasoning.push_str(&next.reasoning);
         self.content.push_str(&next.content);
+        self.tool_calls.extend(next.tool_calls);
         self.logprobs.extend(next.logprobs);
         self.finish = self.finish.or(next.finish);
     }
@@ -72,14 +79,22 @@ pub(crate) struct AnswerText {
     tokenizer: Arc<Tokenizer>,
     decoder: StreamDecoder,
     stop: StopStrings,
-    part: Part,
+    place: Place,
     think_end: Option<u32>,
+    calls: Option<Calls>,
     text_offset: usize, // characters of the content, held ones included
+}
+
+/// The calls of an answer.
+struct Calls {
+    parser: ToolCallParser,
+    num_calls: usize,
+    is_single: bool, // the first ends the answer
 }
 
 /// Where in an answer the next token belongs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Part {
+enum Place {
     /// `held`: a line break that may be the one before `</think>`.
     Reasoning { held: bool },
     /// Line breaks after `</think>` that are still to be left out.
@@ -87,28 +102,35 @@ enum Part {
 }
 
 impl AnswerText {
-    /// `think_end` is the id of `</think>` where the prompt has opened the reasoning.
+    /// `think_end` is the id of `</think>` where the prompt has opened the reasoning. Without `tools` no text
+    /// is a call.
     pub(crate) fn new(
         tokenizer: Arc<Tokenizer>,
         stop: Vec<String>,
         think_end: Option<u32>,
+        tools: &Tools,
     ) -> AnswerText {
-        let part = match think_end {
-            Some(_) => Part::Reasoning { held: false },
-            None => Part::Content { skip: 0 },
+        let place = match think_end {
+            Some(_) => Place::Reasoning { held: false },
+            None => Place::Content { skip: 0 },
         };
         AnswerText {
             tokenizer,
             decoder: StreamDecoder::new(true),
             stop: StopStrings::new(stop),
-            part,
+            place,
             think_end,
+            calls: (!tools.list.is_empty()).then(|| Calls {
+                parser: ToolCallParser::new(tools.names()),
+                num_calls: 0,
+                is_single: tools.is_single,
+            }),
             text_offset: 0,
         }
     }
 
     pub(crate) fn is_reasoning(&self) -> bool {
-        matches!(self.part, Part::Reasoning { .. })
+        matches!(self.place, Place::Reasoning { .. })
     }
 
     /// Takes a token that is not the one that ends the turn.
@@ -118,7 +140,7 @@ impl AnswerText {
             let decoder = std::mem::replace(&mut self.decoder, StreamDecoder::new(true));
             let rest = decoder.finish();
             self.add(rest, &mut piece);
-            self.part = Part::Content { skip: 2 };
+            self.place = Place::Content { skip: 2 };
             return piece;
         }
         if !self.is_reasoning()
@@ -142,19 +164,60 @@ impl AnswerText {
         let mut piece = Piece::default();
         let decoder = std::mem::take(&mut self.decoder);
         self.add(decoder.finish(), &mut piece);
-        if self.part == (Part::Reasoning { held: true }) {
+        if self.place == (Place::Reasoning { held: true }) {
             piece.reasoning.push('\n');
         }
         if piece.finish.is_none() {
-            piece.content.push_str(&self.stop.finish());
+            let rest = self.stop.finish();
+            self.say(&rest, &mut piece);
         }
-        piece.finish = piece.finish.or(Some(finish));
+        if piece.finish.is_none() {
+            self.end(finish, &mut piece);
+        }
         piece
     }
 
+    /// Adds content in which calls are still to be found.
+    fn say(&mut self, text: &str, piece: &mut Piece) {
+        let Some(calls) = &mut self.calls else {
+            piece.content.push_str(text);
+            return;
+        };
+        for part in calls.parser.push(text) {
+            match part {
+                Part::Text(text) => piece.content.push_str(&text),
+                Part::Call(call) => {
+                    piece.tool_calls.push((calls.num_calls, call));
+                    calls.num_calls += 1;
+                    if calls.is_single {
+                        piece.finish = Some(Finish::ToolCalls);
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ends the content: what was held back is no call.
+    fn end(&mut self, finish: Finish, piece: &mut Piece) {
+        let mut has_calls = false;
+        if let Some(calls) = &mut self.calls {
+            has_calls = calls.num_calls > 0;
+            let rest = calls.parser.finish();
+            // White space after a call is part of the form.
+            if !(has_calls && rest.trim().is_empty()) {
+                piece.content.push_str(&rest);
+            }
+        }
+        piece.finish = Some(match finish {
+            Finish::Stop if has_calls => Finish::ToolCalls,
+            other => other,
+        });
+    }
+
     fn add(&mut self, mut text: String, piece: &mut Piece) {
-        match &mut self.part {
-            Part::Reasoning { held } => {
+        match &mut self.place {
+            Place::Reasoning { held } => {
                 if text.is_empty() {
                     return;
                 }
@@ -165,7 +228,7 @@ impl AnswerText {
                 text.truncate(text.len() - usize::from(*held));
                 piece.reasoning.push_str(&text);
             }
-            Part::Content { skip } => {
+            Place::Content { skip } => {
                 let breaks = text.len() - text.trim_start_matches('\n').len();
                 let left_out = breaks.min(*skip);
                 *skip = if breaks == text.len() {
@@ -176,9 +239,9 @@ impl AnswerText {
                 text.drain(..left_out);
                 self.text_offset += text.chars().count();
                 let released = self.stop.push(&text);
-                piece.content.push_str(&released.text);
-                if released.is_stopped {
-                    piece.finish = Some(Finish::Stop);
+                self.say(&released.text, piece);
+                if released.is_stopped && piece.finish.is_none() {
+                    self.end(Finish::Stop, piece);
                 }
             }
         }
@@ -305,7 +368,7 @@ mod tests {
         let tokenizer = Arc::new(trainer.train(["a"], &mut |_| {}).unwrap());
         let think_end = thinks.then(|| tokenizer.specials().unwrap().think_end);
         let stop = stop.iter().map(|stop| stop.to_string()).collect();
-        let mut answer = AnswerText::new(tokenizer.clone(), stop, think_end);
+        let mut answer = AnswerText::new(tokenizer.clone(), stop, think_end, &Tools::default());
         let mut pieces = Vec::new();
         for id in tokenizer.encode(text) {
             let logprobs = Some(Logprobs {

@@ -8,7 +8,7 @@
 //! The one crate with async code. The engine runs in a thread of its own and is fed by channels; the
 //! rest is waiting for sockets. Wire types never go further inward than `openai`.
 //!
-//! Deliberately absent: TLS (put a proxy in front), tools, several answers to one prompt.
+//! Deliberately absent: TLS (put a proxy in front), calls that are forced, several answers to one prompt.
 //! Tested over HTTP and in a real browser in `tests/it`.
 
 mod server;

@@ -17,6 +17,7 @@ use crate::openai::completions::{CompletionRequest, Prompt};
 use crate::openai::error::ApiError;
 use crate::openai::params::Params;
 use crate::openai::response::{Api, Envelope};
+use crate::openai::tools::Tools;
 use crate::page::Page;
 use crate::server::ServeConfig;
 use axum::extract::{Path, Request, State};
@@ -27,7 +28,7 @@ use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use futures::stream;
-use infer::SamplingParams;
+use infer::{SamplingParams, TokenBudget};
 use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -47,6 +48,16 @@ pub(crate) struct App {
     pub(crate) page: Page,
     pub(crate) config: ServeConfig,
     pub(crate) created: u64,
+}
+
+/// What the engine starts from, and what is to be found in its answer.
+#[derive(Default)]
+struct Start {
+    prompt_ids: Vec<u32>,
+    /// As in [`AnswerText::new`].
+    think_end: Option<u32>,
+    budget: Option<TokenBudget>,
+    tools: Tools,
 }
 
 /// Between two signs of life while nothing is generated, so that proxies do not hang up.
@@ -93,15 +104,14 @@ impl App {
         })
     }
 
-    /// Starts the engine on ids and returns its answer in the form that was asked for. `think_end` as
-    /// in [`AnswerText::new`].
-    async fn answer(
-        &self,
-        api: Api,
-        prompt_ids: Vec<u32>,
-        think_end: Option<u32>,
-        params: Params,
-    ) -> Result<Response, ApiError> {
+    /// Starts the engine on ids and returns its answer in the form that was asked for.
+    async fn answer(&self, api: Api, start: Start, params: Params) -> Result<Response, ApiError> {
+        let Start {
+            prompt_ids,
+            think_end,
+            budget,
+            tools,
+        } = start;
         let prompt_tokens = prompt_ids.len();
         let with_logprobs = params.sampling.logprobs.is_some();
         let request = infer::Request {
@@ -112,7 +122,7 @@ impl App {
                 true => Vec::new(),
                 false => self.stop_ids.clone(),
             },
-            budget: None,
+            budget,
         };
         let prompt_field = match api {
             Api::Chat => "messages",
@@ -121,7 +131,7 @@ impl App {
         let running = self.engine.submit(request).await;
         let running = running.map_err(|error| ApiError::from_start(error, prompt_field))?;
         let envelope = Envelope::new(api, &self.model_name, params.include_usage);
-        let text = AnswerText::new(self.tokenizer.clone(), params.stop, think_end);
+        let text = AnswerText::new(self.tokenizer.clone(), params.stop, think_end, &tools);
         let mut generation = Generation::new(envelope.id.clone(), running, text, prompt_tokens);
         if params.stream {
             return Ok(stream_events(envelope, generation));
@@ -142,15 +152,12 @@ async fn chat_completions(
     let ChatRequest {
         model,
         messages,
+        tools,
         enable_thinking,
+        thinking_token_budget,
         params,
     } = ChatRequest::parse(body, &app.sampling)?;
     app.check_model(model.as_deref())?;
-    let options = ChatOptions {
-        enable_thinking,
-        add_generation_prompt: true,
-        tools: &[],
-    };
     let refused = |error: ChatError| {
         let (code, message) = match &error {
             ChatError::NoFormat(_) => (
@@ -165,10 +172,33 @@ async fn chat_completions(
         ApiError::new(StatusCode::BAD_REQUEST, code, message)
     };
     let (tokenizer, format) = (app.tokenizer.clone(), app.chat_format.clone());
-    let prompt = off_the_loop(move || format.prompt(&tokenizer, &messages, &options)).await?;
-    let prompt = prompt.map_err(refused)?;
-    app.answer(Api::Chat, prompt.ids, prompt.think_end, params)
-        .await
+    let rendered = off_the_loop(move || {
+        let options = ChatOptions {
+            enable_thinking,
+            add_generation_prompt: true,
+            tools: &tools.list,
+        };
+        let prompt = format.prompt(&tokenizer, &messages, &options);
+        prompt.map(|prompt| (prompt, tools))
+    });
+    let (prompt, tools) = rendered.await?.map_err(refused)?;
+    let budget = match (thinking_token_budget, prompt.think_end) {
+        (None, _) => None,
+        (Some(max_tokens), Some(end_id)) => Some(TokenBudget { max_tokens, end_id }),
+        (Some(_), None) => {
+            let message = "thinking_token_budget is only allowed where the model thinks: \
+                           with \"chat_template_kwargs\": {\"enable_thinking\": true}, \
+                           and a chat format that begins an answer with thinking";
+            return Err(ApiError::invalid("thinking_token_budget", message));
+        }
+    };
+    let start = Start {
+        prompt_ids: prompt.ids,
+        think_end: prompt.think_end,
+        budget,
+        tools,
+    };
+    app.answer(Api::Chat, start, params).await
 }
 
 async fn completions(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
@@ -186,7 +216,11 @@ async fn completions(State(app): State<Arc<App>>, request: Request) -> Result<Re
             off_the_loop(move || tokenizer.encode(&text)).await?
         }
     };
-    app.answer(Api::Completions, ids, None, params).await
+    let start = Start {
+        prompt_ids: ids,
+        ..Start::default()
+    };
+    app.answer(Api::Completions, start, params).await
 }
 
 /// Runs what takes long for a long input beside the loop that serves the sockets.

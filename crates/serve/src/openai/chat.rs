@@ -3,6 +3,7 @@
 use crate::openai::error::ApiError;
 use crate::openai::fields::{Fields, mismatch};
 use crate::openai::params::Params;
+use crate::openai::tools::{self, Tools};
 use infer::SamplingParams;
 use serde_json::Value;
 use tokenizer::chat::{Message, Role};
@@ -12,15 +13,16 @@ use tokenizer::chat::{Message, Role};
 pub(crate) struct ChatRequest {
     pub(crate) model: Option<String>,
     pub(crate) messages: Vec<Message>,
+    pub(crate) tools: Tools,
     pub(crate) enable_thinking: bool,
+    /// Tokens that the model may think before it has to answer.
+    pub(crate) thinking_token_budget: Option<usize>,
     pub(crate) params: Params,
 }
 
 const MAX_TOP_LOGPROBS: usize = 20; // OpenAI's API reference
 
 const UNSUPPORTED: &[(&str, &[&str])] = &[
-    ("tools", &["[]"]),
-    ("tool_choice", &["\"none\"", "\"auto\""]),
     ("functions", &["[]"]),
     ("function_call", &["\"none\"", "\"auto\""]),
     ("response_format", &[r#"{"type":"text"}"#]),
@@ -57,13 +59,15 @@ impl ChatRequest {
         let request = ChatRequest {
             model: fields.string("model")?,
             messages: messages(&mut fields)?,
+            tools: Tools::read(&mut fields)?,
+            thinking_token_budget: fields.count("thinking_token_budget")?,
             enable_thinking: enable_thinking(&mut fields)?,
             params,
         };
-        fields.ignore(&["parallel_tool_calls"]);
         if fields.take("reasoning_effort").is_some() {
             let message = "reasoning_effort is not supported; \
-                           \"chat_template_kwargs\": {\"enable_thinking\": true} lets the model think";
+                           \"chat_template_kwargs\": {\"enable_thinking\": true} lets the model think, \
+                           and thinking_token_budget says how long";
             return Err(ApiError::invalid("reasoning_effort", message));
         }
         fields.refuse(UNSUPPORTED)?;
@@ -113,12 +117,24 @@ fn message(mut fields: Fields) -> Result<Message, ApiError> {
             return Err(ApiError::invalid(path, message));
         }
     };
-    let mut message = Message::new(role, content(&mut fields)?);
+    let mut tool_calls = Vec::new();
+    if role == Role::Assistant {
+        tool_calls = tools::calls(&mut fields)?;
+    }
+    // Beside calls nothing need be said.
+    let content = match tool_calls.is_empty() {
+        false if !fields.has("content") => String::new(),
+        _ => content(&mut fields)?,
+    };
+    let mut message = Message::new(role, content).with_tool_calls(tool_calls);
     if role == Role::Assistant {
         message.reasoning = fields.string("reasoning_content")?;
     }
+    if role == Role::Tool {
+        message.tool_call_id = fields.string("tool_call_id")?;
+    }
     // What clients send back of an answer, and what the chat format has no place for.
-    fields.ignore(&["name", "refusal", "annotations", "tool_call_id"]);
+    fields.ignore(&["name", "refusal", "annotations"]);
     fields.refuse(&[
         ("tool_calls", &["[]"]),
         ("function_call", &[]),

@@ -4,6 +4,7 @@ use crate::generation::{Finish, Piece, TokenLogprob, Usage};
 use crate::openai::params::random;
 use serde_json::{Value, json};
 use std::time::{SystemTime, UNIX_EPOCH};
+use tokenizer::ToolCall;
 
 /// Which of the two formats an answer takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +82,14 @@ impl Envelope {
                 if !piece.content.is_empty() || !piece.logprobs.is_empty() {
                     delta["content"] = json!(piece.content);
                 }
+                if !piece.tool_calls.is_empty() {
+                    let calls = piece.tool_calls.iter().map(|(index, call)| {
+                        let mut call = self.tool_call(*index, call);
+                        call["index"] = json!(index);
+                        call
+                    });
+                    delta["tool_calls"] = calls.collect();
+                }
                 choice["delta"] = delta;
             }
             Api::Completions => choice["text"] = json!(piece.content),
@@ -106,6 +115,14 @@ impl Envelope {
                 if !answer.reasoning.is_empty() {
                     message["reasoning_content"] = json!(answer.reasoning);
                 }
+                if !answer.tool_calls.is_empty() {
+                    if answer.content.is_empty() {
+                        message["content"] = Value::Null;
+                    }
+                    let calls = answer.tool_calls.iter();
+                    let calls = calls.map(|(index, call)| self.tool_call(*index, call));
+                    message["tool_calls"] = calls.collect();
+                }
                 choice["message"] = message;
                 "chat.completion"
             }
@@ -121,6 +138,15 @@ impl Envelope {
         let mut whole = self.wrap(object, json!([choice]));
         whole["usage"] = usage_json(usage);
         whole
+    }
+
+    fn tool_call(&self, index: usize, call: &ToolCall) -> Value {
+        let answer = self.id.trim_start_matches("chatcmpl-");
+        let arguments = Value::from(call.arguments.clone()).to_string();
+        json!({
+            "id": format!("call_{answer}_{index}"), "type": "function",
+            "function": {"name": call.name, "arguments": arguments},
+        })
     }
 
     fn logprobs(&self, tokens: &[TokenLogprob]) -> Value {
@@ -166,6 +192,7 @@ fn finish_reason(finish: Finish) -> &'static str {
     match finish {
         Finish::Stop => "stop",
         Finish::Length => "length",
+        Finish::ToolCalls => "tool_calls",
     }
 }
 

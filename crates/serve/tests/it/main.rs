@@ -10,6 +10,7 @@ mod answers;
 mod hostile;
 mod lifecycle;
 mod refusals;
+mod tools;
 
 mod page;
 mod webdriver;

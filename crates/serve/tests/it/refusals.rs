@@ -11,6 +11,11 @@ use serde_json::{Value, json};
 fn a_request_that_cannot_be_served_names_the_field_to_blame() {
     let server = TestServer::start();
     let message = |value: Value| json!({"messages": [value]});
+    let tool = |name: &str| json!({"type": "function", "function": {"name": name}});
+    let call = |name: &str, arguments: &str| {
+        let function = json!({"name": name, "arguments": arguments});
+        json!({"role": "assistant", "tool_calls": [{"type": "function", "function": function}]})
+    };
     let cases = [
         (
             json!({"temperature": 101}),
@@ -58,8 +63,54 @@ fn a_request_that_cannot_be_served_names_the_field_to_blame() {
         (json!({"n": 2}), "n", "only 1 is supported"),
         (
             json!({"tools": [{"type": "function"}]}),
+            "tools[0].function",
+            "missing",
+        ),
+        (json!({"tools": {}}), "tools", "expected an array"),
+        (
+            json!({"tools": [{"type": "retrieval"}]}),
+            "tools[0].type",
+            "only \"function\"",
+        ),
+        (
+            json!({"tools": [tool("look"), tool("look the sea")]}),
+            "tools[1].function.name",
+            "expected 1 to 64 letters",
+        ),
+        (
+            json!({"tools": [tool("look"), tool("look")]}),
+            "tools[1].function.name",
+            "a tool before",
+        ),
+        (
+            json!({"tools": vec![tool("look"); 129]}),
             "tools",
-            "only [] is supported",
+            "at most 128",
+        ),
+        (
+            json!({"tools": [{"function": {"name": "look", "parameters": []}}]}),
+            "tools[0].function.parameters",
+            "expected an object",
+        ),
+        (
+            json!({"tools": [{"function": {"name": "look", "strict": true}}]}),
+            "tools[0].function.strict",
+            "only false",
+        ),
+        (
+            json!({"tools": [tool("look")], "tool_choice": "required"}),
+            "tool_choice",
+            "cannot be forced",
+        ),
+        (
+            json!({"thinking_token_budget": 5}),
+            "thinking_token_budget",
+            "only allowed where the model thinks",
+        ),
+        (
+            json!({"thinking_token_budget": -1}),
+            "thinking_token_budget",
+            "not negative",
         ),
         (
             json!({"response_format": {"type": "json_object"}}),
@@ -129,6 +180,26 @@ fn a_request_that_cannot_be_served_names_the_field_to_blame() {
         ),
         (
             message(json!({"role": "assistant", "content": "", "tool_calls": [{}]})),
+            "messages[0].tool_calls[0].function",
+            "missing",
+        ),
+        (
+            message(call("look", "{\"at\"")),
+            "messages[0].tool_calls[0].function.arguments",
+            "expected a JSON object",
+        ),
+        (
+            message(call("look", "[1]")),
+            "messages[0].tool_calls[0].function.arguments",
+            "expected a JSON object",
+        ),
+        (
+            message(call("", "{}")),
+            "messages[0].tool_calls[0].function.name",
+            "1 to 64",
+        ),
+        (
+            message(json!({"role": "user", "content": "", "tool_calls": [{}]})),
             "messages[0].tool_calls",
             "only []",
         ),

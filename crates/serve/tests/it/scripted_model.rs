@@ -121,11 +121,14 @@ impl ScriptedModel {
                 None => format!("You asked: {question}"),
             },
         };
-        let script = TOKENIZER.encode(&format!("{thought}{answer}"));
-        let next = script
-            .get(generated.len())
-            .copied()
-            .unwrap_or(self.special.endofturn);
+        // Thoughts that were cut off are over all the same.
+        let think_end = |id: &u32| *id == self.special.think_end && !thought.is_empty();
+        let (script, at) = match generated.iter().position(think_end) {
+            Some(end) => (format!("\n\n{answer}"), generated.len() - end - 1),
+            None => (format!("{thought}{answer}"), generated.len()),
+        };
+        let script = TOKENIZER.encode(&script);
+        let next = script.get(at).copied().unwrap_or(self.special.endofturn);
         logits[next as usize] = SURE;
     }
 }
