@@ -27,6 +27,9 @@ const BUILD: [&str; 4] = ["--sanitizer", "none", "--codegen-units", "16"];
 /// Memory of the whole process; that of one input has its own budget in the targets.
 const RSS_LIMIT_MB: u32 = 3000;
 
+/// The last lines of a run that found something: the panic, the input, how to repeat it.
+const TOLD_LINES: usize = 60;
+
 /// How the targets run.
 pub(crate) struct Run {
     /// One target, or all.
@@ -85,22 +88,39 @@ pub(crate) fn run(run: &Run) -> Result<()> {
     require_cargo_fuzz()?;
     fuzz(root, &["build"], &[], true)?;
     let is_chosen = |name: &str| run.target.as_ref().is_none_or(|target| target == name);
-    for (name, timeout) in TARGETS.into_iter().filter(|(name, _)| is_chosen(name)) {
-        let corpus = PathBuf::from("fuzz/corpus").join(name);
-        std::fs::create_dir_all(root.join(&corpus))
-            .with_context(|| format!("creating {}", corpus.display()))?;
-        let mut args = vec![
-            format!("-max_total_time={}", run.seconds),
-            format!("-timeout={timeout}"),
-            format!("-rss_limit_mb={RSS_LIMIT_MB}"),
-        ];
-        args.extend(run.seed.map(|seed| format!("-seed={seed}")));
-        crate::report(&format!("fuzzing {name} for {} s", run.seconds));
-        fuzz(root, &["run", name], &args, run.is_shown).with_context(|| {
-            format!("target {name} found an input (fuzz/artifacts/{name}) that breaks what its header claims")
-        })?;
+    let mut chosen = TARGETS.to_vec();
+    chosen.retain(|(name, _)| is_chosen(name));
+    // Where nobody watches two go at a time: a target has one thread.
+    let at_a_time = if run.is_shown { 1 } else { 2 };
+    for targets in chosen.chunks(at_a_time) {
+        let found: Vec<Result<()>> = std::thread::scope(|scope| {
+            let started = targets.iter();
+            let started = started.map(|target| scope.spawn(|| run_target(root, run, target)));
+            let started: Vec<_> = started.collect();
+            let ended = started.into_iter().map(|thread| thread.join());
+            ended
+                .map(|result| result.unwrap_or_else(|_| bail!("a thread panicked")))
+                .collect()
+        });
+        found.into_iter().collect::<Result<()>>()?;
     }
     Ok(())
+}
+
+fn run_target(root: &Path, run: &Run, (name, timeout): &(&str, u32)) -> Result<()> {
+    let corpus = PathBuf::from("fuzz/corpus").join(name);
+    std::fs::create_dir_all(root.join(&corpus))
+        .with_context(|| format!("creating {}", corpus.display()))?;
+    let mut args = vec![
+        format!("-max_total_time={}", run.seconds),
+        format!("-timeout={timeout}"),
+        format!("-rss_limit_mb={RSS_LIMIT_MB}"),
+    ];
+    args.extend(run.seed.map(|seed| format!("-seed={seed}")));
+    crate::report(&format!("fuzzing {name} for {} s", run.seconds));
+    fuzz(root, &["run", name], &args, run.is_shown).with_context(|| {
+        format!("target {name} found an input (fuzz/artifacts/{name}) that breaks what its header claims")
+    })
 }
 
 fn fuzz(root: &Path, what: &[&str], args: &[String], is_shown: bool) -> Result<()> {
@@ -114,7 +134,9 @@ fn fuzz(root: &Path, what: &[&str], args: &[String], is_shown: bool) -> Result<(
         false => {
             let output = command.output().context("starting cargo fuzz")?;
             if !output.status.success() {
-                crate::report(&String::from_utf8_lossy(&output.stderr));
+                let told = String::from_utf8_lossy(&output.stderr);
+                let lines: Vec<&str> = told.lines().collect();
+                crate::report(&lines[lines.len().saturating_sub(TOLD_LINES)..].join("\n"));
             }
             output.status.success()
         }
