@@ -97,6 +97,12 @@ pub enum BlockError {
         /// The size of what was given.
         got: usize,
     },
+    /// The type has no integers.
+    #[error("type {block_type} holds floats; expected a type of integers and scales")]
+    Floats {
+        /// The type.
+        block_type: BlockType,
+    },
     /// There is no quantiser for this type.
     #[error(
         "type {block_type} is read but not written; expected one of F32, F16, BF16, Q8_0, Q4_0, \
@@ -106,6 +112,35 @@ pub enum BlockError {
         /// The type.
         block_type: BlockType,
     },
+}
+
+/// A block taken apart: value i is `d s[i / 16] (q[i] - offset) + m t[i / 16]`, with the offset of the
+/// type. Blocks of 32 values fill the first 32 (of s and t the first 2).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Integers {
+    /// Scale of the block.
+    pub d: f16,
+    /// Scale of the added terms; 0 where there are none.
+    pub m: f16,
+    /// Scales of 16 values each.
+    pub s: [i8; 16],
+    /// Added terms of 16 values each.
+    pub t: [u8; 16],
+    /// Values, from 0 on.
+    pub q: [u8; 256],
+}
+
+impl Integers {
+    /// Of a block of a type, with all values zero.
+    pub fn new(block_type: BlockType) -> Integers {
+        Integers {
+            d: f16::ZERO,
+            m: f16::NEG_ZERO, // x + -0 is x, of either sign
+            s: [1; 16],
+            t: [u8::from(block_type == BlockType::Q4_1); 16],
+            q: [0; 256],
+        }
+    }
 }
 
 impl BlockType {
@@ -238,14 +273,7 @@ impl BlockType {
             BlockType::Bf16 => read_blocks::<2, 1>(bytes, out, |&[low, high], [x]| {
                 *x = f32::from_le_bytes([0, 0, low, high]);
             }),
-            BlockType::Q8_0 => read_blocks(bytes, out, of32::read_q8_0),
-            BlockType::Q4_0 => read_blocks(bytes, out, of32::read_q4_0),
-            BlockType::Q4_1 => read_blocks(bytes, out, of32::read_q4_1),
-            BlockType::Q2K => read_blocks(bytes, out, of256::read_q2_k),
-            BlockType::Q3K => read_blocks(bytes, out, of256::read_q3_k),
-            BlockType::Q4K => read_blocks(bytes, out, of256::read_q4_k),
-            BlockType::Q5K => read_blocks(bytes, out, of256::read_q5_k),
-            BlockType::Q6K => read_blocks(bytes, out, of256::read_q6_k),
+            _ => read_integers(self, bytes, out),
         }
         Ok(())
     }
@@ -284,6 +312,34 @@ impl BlockType {
         Ok(())
     }
 
+    /// What is subtracted from q as [`Integers`] holds it.
+    pub fn offset(self) -> u8 {
+        match self {
+            BlockType::Q8_0 => 128,
+            BlockType::Q4_0 => 8,
+            BlockType::Q3K => 4,
+            BlockType::Q6K => 32,
+            _ => 0,
+        }
+    }
+
+    /// True for the types that hold integers and scales, not floats.
+    pub fn is_quantised(self) -> bool {
+        self.block_values() > 1
+    }
+
+    /// Takes one block apart.
+    ///
+    /// # Errors
+    /// When the type holds floats, or `block` is not one block.
+    pub fn integers(self, block: &[u8], out: &mut Integers) -> Result<(), BlockError> {
+        let cut = split_of(self).ok_or(BlockError::Floats { block_type: self })?;
+        self.check(self.block_values(), block.len())?;
+        *out = Integers::new(self);
+        cut(block, out);
+        Ok(())
+    }
+
     fn check(self, values: usize, bytes: usize) -> Result<(), BlockError> {
         let expected = self.bytes_for(values)?;
         if bytes != expected {
@@ -301,6 +357,50 @@ impl BlockType {
 impl fmt::Display for BlockType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+/// How a block of a type is taken apart; none for floats.
+fn split_of(block_type: BlockType) -> Option<fn(&[u8], &mut Integers)> {
+    /// Blocks of `N` bytes, as whoever asks has checked.
+    macro_rules! whole {
+        ($split:path) => {
+            |block, out| {
+                if let Some(block) = block.first_chunk() {
+                    $split(block, out);
+                }
+            }
+        };
+    }
+    Some(match block_type {
+        BlockType::F32 | BlockType::F16 | BlockType::Bf16 => return None,
+        BlockType::Q8_0 => whole!(of32::split_q8_0),
+        BlockType::Q4_0 => whole!(of32::split_q4_0),
+        BlockType::Q4_1 => whole!(of32::split_q4_1),
+        BlockType::Q2K => whole!(of256::split_q2_k),
+        BlockType::Q3K => whole!(of256::split_q3_k),
+        BlockType::Q4K => whole!(of256::split_q4_k),
+        BlockType::Q5K => whole!(of256::split_q5_k),
+        BlockType::Q6K => whole!(of256::split_q6_k),
+    })
+}
+
+fn read_integers(block_type: BlockType, bytes: &[u8], out: &mut [f32]) {
+    let Some(cut) = split_of(block_type) else {
+        return;
+    };
+    let offset = f32::from(block_type.offset());
+    let mut block = Integers::new(block_type);
+    let blocks = bytes.chunks_exact(block_type.block_bytes());
+    for (bytes, values) in blocks.zip(out.chunks_exact_mut(block_type.block_values())) {
+        cut(bytes, &mut block);
+        let (d, m) = (block.d.to_f32(), block.m.to_f32());
+        for (b, values) in values.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+            let (scale, term) = (d * f32::from(block.s[b]), m * f32::from(block.t[b]));
+            for (x, q) in values.iter_mut().zip(&block.q[16 * b..]) {
+                *x = scale * (f32::from(*q) - offset) + term;
+            }
+        }
     }
 }
 
@@ -329,8 +429,12 @@ fn write_blocks<const BYTES: usize, const B: usize>(
 }
 
 /// The half at byte `at` of a block.
+fn stored_half(block: &[u8], at: usize) -> f16 {
+    f16::from_le_bytes([block[at], block[at + 1]])
+}
+
 fn half_at(block: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
+    stored_half(block, at).to_f32()
 }
 
 /// Puts a half at byte `at` of a block, the largest finite one if need be; returns its value.

@@ -31,69 +31,71 @@
 //! Writing: `fit` gives a real scale (and offset) for each 16 (32) values; the largest of them
 //! determines d (and m); all are rounded, and then the values against the rounded scales.
 
-use super::fit::{affine, finite, inverse, peak, round_within, symmetric};
-use super::{half_at, put_half};
+use half::f16;
 
-pub(super) fn read_q2_k(block: &[u8; 84], out: &mut [f32; 256]) {
-    let (d, m) = (half_at(block, 80), half_at(block, 82));
-    for (b, values) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-        let scale = d * f32::from(block[b] & 15);
-        let offset = m * f32::from(block[b] >> 4);
+use super::fit::{affine, finite, inverse, peak, round_within, symmetric};
+use super::{Integers, half_at, put_half, stored_half};
+
+pub(super) fn split_q2_k(block: &[u8; 84], out: &mut Integers) {
+    (out.d, out.m) = (stored_half(block, 80), -stored_half(block, 82));
+    for (b, q) in out.q.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+        (out.s[b], out.t[b]) = ((block[b] & 15) as i8, block[b] >> 4);
         let (h, j, start) = (b / 8, b / 2 % 4, b % 2 * 16);
         let low = &block[16 + 32 * h + start..][..16];
-        for (x, low) in values.iter_mut().zip(low) {
-            *x = scale * f32::from(low >> (2 * j) & 3) - offset;
+        for (q, low) in q.iter_mut().zip(low) {
+            *q = low >> (2 * j) & 3;
         }
     }
 }
 
-pub(super) fn read_q3_k(block: &[u8; 110], out: &mut [f32; 256]) {
-    let (a, d) = (&block[96..108], half_at(block, 108));
-    for (b, values) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+pub(super) fn split_q3_k(block: &[u8; 110], out: &mut Integers) {
+    let a = &block[96..108];
+    out.d = stored_half(block, 108);
+    for (b, q) in out.q.as_chunks_mut::<16>().0.iter_mut().enumerate() {
         let bits = a[b % 8] >> (b / 8 * 4) & 15 | (a[8 + b % 4] >> (b / 4 * 2) & 3) << 4;
-        let scale = d * (f32::from(bits) - 32.0);
+        out.s[b] = bits as i8 - 32;
         let (h, j, start) = (b / 8, b / 2 % 4, b % 2 * 16);
         let (high, low) = (&block[start..][..16], &block[32 + 32 * h + start..][..16]);
-        for ((x, high), low) in values.iter_mut().zip(high).zip(low) {
-            let q = low >> (2 * j) & 3 | (high >> (4 * h + j) & 1) << 2;
-            *x = scale * (f32::from(q) - 4.0);
+        for ((q, high), low) in q.iter_mut().zip(high).zip(low) {
+            *q = low >> (2 * j) & 3 | (high >> (4 * h + j) & 1) << 2;
         }
     }
 }
 
-pub(super) fn read_q4_k(block: &[u8; 144], out: &mut [f32; 256]) {
-    let scales = Scales::read(block);
-    for (b, values) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        let (scale, offset) = scales.of(b);
-        let low = &block[16 + b / 2 * 32..][..32];
-        for (x, low) in values.iter_mut().zip(low) {
-            *x = scale * f32::from(low >> (b % 2 * 4) & 15) - offset;
+pub(super) fn split_q4_k(block: &[u8; 144], out: &mut Integers) {
+    Scales::read(block).split(out);
+    split_low(&block[16..], &mut out.q);
+}
+
+pub(super) fn split_q5_k(block: &[u8; 176], out: &mut Integers) {
+    Scales::read(block).split(out);
+    split_low(&block[48..], &mut out.q);
+    for (b, q) in out.q.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        for (q, high) in q.iter_mut().zip(&block[16..48]) {
+            *q |= (high >> b & 1) << 4;
         }
     }
 }
 
-pub(super) fn read_q5_k(block: &[u8; 176], out: &mut [f32; 256]) {
-    let scales = Scales::read(block);
-    for (b, values) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        let (scale, offset) = scales.of(b);
-        let (high, low) = (&block[16..48], &block[48 + b / 2 * 32..][..32]);
-        for ((x, high), low) in values.iter_mut().zip(high).zip(low) {
-            let q = low >> (b % 2 * 4) & 15 | (high >> b & 1) << 4;
-            *x = scale * f32::from(q) - offset;
-        }
-    }
-}
-
-pub(super) fn read_q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
-    let d = half_at(block, 208);
-    for (b, values) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-        let scale = d * f32::from(block[192 + b] as i8);
+pub(super) fn split_q6_k(block: &[u8; 210], out: &mut Integers) {
+    out.d = stored_half(block, 208);
+    for (b, q) in out.q.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+        out.s[b] = block[192 + b] as i8;
         let (h, j, start) = (b / 8, b / 2 % 4, b % 2 * 16);
         let low = &block[64 * h + j % 2 * 32 + start..][..16];
         let high = &block[128 + 32 * h + start..][..16];
-        for ((x, low), high) in values.iter_mut().zip(low).zip(high) {
-            let q = low >> (j / 2 * 4) & 15 | (high >> (2 * j) & 3) << 4;
-            *x = scale * (f32::from(q) - 32.0);
+        for ((q, low), high) in q.iter_mut().zip(low).zip(high) {
+            *q = low >> (j / 2 * 4) & 15 | (high >> (2 * j) & 3) << 4;
+        }
+    }
+}
+
+/// The lower four bits of every q.
+fn split_low(low: &[u8], q: &mut [u8; 256]) {
+    let (pairs, _) = q.as_chunks_mut::<64>();
+    for (low, q) in low.chunks_exact(32).zip(pairs) {
+        for (l, low) in low.iter().enumerate() {
+            (q[l], q[l + 32]) = (low & 15, low >> 4);
         }
     }
 }
@@ -188,6 +190,14 @@ impl Scales {
             t[b + 4] = a[b + 8] >> 4 | a[b + 4] >> 6 << 4;
         }
         Scales { d, m, s, t }
+    }
+
+    fn split(&self, out: &mut Integers) {
+        (out.d, out.m) = (f16::from_f32(self.d), f16::from_f32(-self.m));
+        for b in 0..8 {
+            (out.s[2 * b], out.t[2 * b]) = (self.s[b] as i8, self.t[b]);
+            (out.s[2 * b + 1], out.t[2 * b + 1]) = (self.s[b] as i8, self.t[b]);
+        }
     }
 
     fn put(&self, a: &mut [u8]) {

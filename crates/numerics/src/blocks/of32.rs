@@ -13,28 +13,29 @@
 //! is stored as the same block again.
 
 use super::fit::{finite, inverse, peak, range, round_within};
-use super::{half_at, put_half};
+use super::{Integers, put_half, stored_half};
 
-pub(super) fn read_q8_0(block: &[u8; 34], out: &mut [f32; 32]) {
-    let d = half_at(block, 0);
-    for (x, q) in out.iter_mut().zip(&block[2..]) {
-        *x = f32::from(*q as i8) * d;
+pub(super) fn split_q8_0(block: &[u8; 34], out: &mut Integers) {
+    out.d = stored_half(block, 0);
+    for (q, byte) in out.q.iter_mut().zip(&block[2..]) {
+        *q = byte ^ 128;
     }
 }
 
-pub(super) fn read_q4_0(block: &[u8; 18], out: &mut [f32; 32]) {
-    let d = half_at(block, 0);
-    for (i, byte) in block[2..].iter().enumerate() {
-        out[i] = (f32::from(byte & 15) - 8.0) * d;
-        out[i + 16] = (f32::from(byte >> 4) - 8.0) * d;
-    }
+pub(super) fn split_q4_0(block: &[u8; 18], out: &mut Integers) {
+    out.d = stored_half(block, 0);
+    split_nibbles(&block[2..], out);
 }
 
-pub(super) fn read_q4_1(block: &[u8; 20], out: &mut [f32; 32]) {
-    let (d, m) = (half_at(block, 0), half_at(block, 2));
-    for (i, byte) in block[4..].iter().enumerate() {
-        out[i] = f32::from(byte & 15) * d + m;
-        out[i + 16] = f32::from(byte >> 4) * d + m;
+pub(super) fn split_q4_1(block: &[u8; 20], out: &mut Integers) {
+    (out.d, out.m) = (stored_half(block, 0), stored_half(block, 2));
+    split_nibbles(&block[4..], out);
+}
+
+fn split_nibbles(bytes: &[u8], out: &mut Integers) {
+    for (i, byte) in bytes.iter().enumerate() {
+        out.q[i] = byte & 15;
+        out.q[i + 16] = byte >> 4;
     }
 }
 
