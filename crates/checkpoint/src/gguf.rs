@@ -12,12 +12,13 @@ pub(crate) mod rope;
 mod write;
 
 use crate::{CheckpointError, tally};
-use formats::gguf::{Gguf, GgufTensor, Value};
+use formats::gguf::{Gguf, GgufError, GgufTensor, Value};
 use model::config::{Architecture, Compute, MlpType, ModelConfig};
 use model::names::{self, LayerPart, Part, Stored};
-use model::weights::TensorSpec;
+use model::weights::{Blocks, TensorSpec};
 use model::{Layout, config::ConfigError};
 use numerics::BlockType;
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::HashSet;
 
@@ -114,19 +115,51 @@ impl GgufModel {
     ) -> Result<(), CheckpointError> {
         let (place, tensor) = self.place(config, spec)?;
         let (block_type, width) = (tensor.known_type()?, spec.width());
-        let failed = |cause| formats::gguf::GgufError::Tensor {
-            name: place.name.clone(),
-            cause,
-        };
-        let row_bytes = block_type.bytes_for(width).map_err(failed)?;
+        let row_bytes = row_bytes(&place.name, block_type, width)?;
         let first = place.start / width;
         for (i, values) in out.chunks_exact_mut(width).enumerate() {
             let at = first + stored_row(config, spec.part, row + i);
             let bytes = &tensor.bytes[at * row_bytes..(at + 1) * row_bytes];
-            block_type.dequantise(bytes, values).map_err(failed)?;
+            let read = block_type.dequantise(bytes, values);
+            read.map_err(|cause| GgufError::Tensor {
+                name: place.name.clone(),
+                cause,
+            })?;
         }
         Ok(())
     }
+
+    /// The rows of a matrix as they are stored, in our order, where that is in blocks of integers.
+    pub(crate) fn blocks(
+        &self,
+        config: &ModelConfig,
+        spec: &TensorSpec,
+    ) -> Result<Option<Blocks<'_>>, CheckpointError> {
+        let (place, tensor) = self.place(config, spec)?;
+        let (block_type, width) = (tensor.known_type()?, spec.width());
+        if spec.shape.len() != 2 || !block_type.is_quantised() {
+            return Ok(None);
+        }
+        let row_bytes = row_bytes(&place.name, block_type, width)?;
+        let rows = spec.shape[0];
+        let bytes = &tensor.bytes[place.start / width * row_bytes..][..rows * row_bytes];
+        if (0..rows).all(|row| stored_row(config, spec.part, row) == row) {
+            return Ok(Some((block_type, Cow::Borrowed(bytes))));
+        }
+        let row = |row| &bytes[stored_row(config, spec.part, row) * row_bytes..][..row_bytes];
+        let ours: Vec<u8> = (0..rows).flat_map(row).copied().collect();
+        Ok(Some((block_type, Cow::Owned(ours))))
+    }
+}
+
+/// How many bytes a row of a tensor takes.
+fn row_bytes(name: &str, block_type: BlockType, width: usize) -> Result<usize, GgufError> {
+    block_type
+        .bytes_for(width)
+        .map_err(|cause| GgufError::Tensor {
+            name: name.to_string(),
+            cause,
+        })
 }
 
 /// The row of a GGUF tensor that is row `row` of ours.

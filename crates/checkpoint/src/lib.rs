@@ -19,7 +19,7 @@ use formats::safetensors::SafeTensorsError;
 use gguf::GgufModel;
 use hugging_face::HuggingFace;
 use model::config::ConfigError;
-use model::weights::TensorSpec;
+use model::weights::{Blocks, Source, TensorSpec};
 use model::{Layout, ModelConfig};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -275,6 +275,21 @@ impl Checkpoint {
             self.read(spec, 0, &mut weights[spec.span.range()])?;
         }
         Ok(weights)
+    }
+}
+
+impl Source for Checkpoint {
+    type Error = CheckpointError;
+
+    fn read(&self, spec: &TensorSpec, out: &mut [f32]) -> Result<(), CheckpointError> {
+        Checkpoint::read(self, spec, 0, out)
+    }
+
+    fn blocks(&self, spec: &TensorSpec) -> Result<Option<Blocks<'_>>, CheckpointError> {
+        match &self.files {
+            Files::HuggingFace(_) => Ok(None),
+            Files::Gguf(file) => file.blocks(&self.config, spec),
+        }
     }
 }
 

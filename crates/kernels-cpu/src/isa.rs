@@ -3,11 +3,11 @@
 /// An instruction set that the kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Isa {
-    /// AVX-512 F, BW, DQ, VL and BF16.
+    /// AVX-512 F, BW, DQ, VL, VNNI and BF16.
     Avx512Bf16,
-    /// AVX-512 F, BW, DQ, VL.
+    /// AVX-512 F, BW, DQ, VL and VNNI (not the first processors with AVX-512, which run AVX2).
     Avx512,
-    /// AVX2 and FMA.
+    /// AVX2, FMA and F16C.
     Avx2,
     /// NEON (aarch64).
     Neon,
@@ -46,7 +46,11 @@ impl Isa {
         match self {
             Isa::Portable => true,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            Isa::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+            }
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => {
                 Isa::Avx2.is_available()
@@ -54,6 +58,7 @@ impl Isa {
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512vnni")
             }
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16 => Isa::Avx512.is_available() && is_x86_feature_detected!("avx512bf16"),
@@ -94,31 +99,43 @@ impl Isa {
 macro_rules! dispatch {
     ($isa:expr, $f:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)?) => {{
         #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c")]
         unsafe fn avx512_bf16($($arg: $ty),*) $(-> $ret)? {
             // SAFETY: the caller checked the features and vouches for the arguments.
             unsafe { $f::<$crate::arch::avx512::Avx512Bf16>($($arg),*) }
         }
+        match $isa {
+            // SAFETY: `Cpu::new` refuses an instruction set that this processor lacks; the arguments are
+            // valid by the contract of `$f`, stated where the macro is used.
+            #[cfg(target_arch = "x86_64")]
+            $crate::Isa::Avx512Bf16 => unsafe { avx512_bf16($($arg),*) },
+            isa => $crate::dispatch_integers!(isa, $f($($arg: $ty),*) $(-> $ret)?),
+        }
+    }};
+}
+
+/// As [`dispatch!`], for kernels that multiply no bf16: those are not compiled again for the instruction set
+/// that differs only there.
+#[macro_export]
+macro_rules! dispatch_integers {
+    ($isa:expr, $f:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)?) => {{
         #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
         unsafe fn avx512($($arg: $ty),*) $(-> $ret)? {
-            // SAFETY: as above.
+            // SAFETY: as for `dispatch!` (so for the block below).
             unsafe { $f::<$crate::arch::avx512::Avx512>($($arg),*) }
         }
         #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx2,fma")]
+        #[target_feature(enable = "avx2,fma,f16c")]
         unsafe fn avx2($($arg: $ty),*) $(-> $ret)? {
             // SAFETY: as above.
             unsafe { $f::<$crate::arch::avx2::Avx2>($($arg),*) }
         }
-        // SAFETY: `Cpu::new` refuses an instruction set that this processor lacks; the arguments are
-        // valid by the contract of `$f`, stated where the macro is used.
+        // SAFETY: as above.
         unsafe {
             match $isa {
                 #[cfg(target_arch = "x86_64")]
-                $crate::Isa::Avx512Bf16 => avx512_bf16($($arg),*),
-                #[cfg(target_arch = "x86_64")]
-                $crate::Isa::Avx512 => avx512($($arg),*),
+                $crate::Isa::Avx512 | $crate::Isa::Avx512Bf16 => avx512($($arg),*),
                 #[cfg(target_arch = "x86_64")]
                 $crate::Isa::Avx2 => avx2($($arg),*),
                 #[cfg(target_arch = "aarch64")]

@@ -12,7 +12,8 @@
 //!
 //! Bits may differ from one instruction set to another, never within one.
 
-use half::bf16;
+use crate::Isa;
+use half::{bf16, f16};
 
 /// One instruction set. All methods are `unsafe`: the caller guarantees that the processor has the
 /// instructions (it stands below a `#[target_feature]` function chosen by `dispatch!`) and that
@@ -22,6 +23,8 @@ use half::bf16;
     reason = "the one contract of all methods is stated above"
 )]
 pub trait Simd: Copy + Send + Sync + 'static {
+    /// Its name.
+    const ISA: Isa;
     /// Number of f32 lanes of [`Simd::V`].
     const LANES: usize;
     /// Rows of the register tile of a matrix product (its columns are two vectors).
@@ -88,6 +91,40 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn dot_pairs(acc: Self::V, a: Self::P, b: Self::P) -> Self::V;
     /// Brings the cache line at `p` near; may do nothing.
     unsafe fn prefetch(p: *const f32);
+
+    /// Four bytes in each lane.
+    type B: Copy;
+    /// A 32-bit integer in each lane.
+    type I: Copy;
+
+    /// Reads `4 * LANES` bytes.
+    unsafe fn load_bytes(p: *const u8) -> Self::B;
+    /// Writes `4 * LANES` bytes.
+    unsafe fn store_bytes(p: *mut u8, b: Self::B);
+    /// The four bytes at `p`, in every lane.
+    unsafe fn splat_bytes(p: *const i8) -> Self::B;
+    /// Of every byte the bits of `mask`, after a shift to the right. `mask` has no bit that would come from
+    /// the next byte.
+    unsafe fn bits<const SHIFT: u32>(b: Self::B, mask: u8) -> Self::B;
+    /// `low | high << SHIFT` of every byte. No byte of `high` has a bit that would leave it.
+    unsafe fn join_bits<const SHIFT: u32>(low: Self::B, high: Self::B) -> Self::B;
+    /// Every lane `x`.
+    unsafe fn splat_int(x: i32) -> Self::I;
+    /// acc + the sum of w * x over the four bytes of a lane: w from 0 to 255, x from -128 to 127. Exact.
+    /// With `SMALL`, w is below 128.
+    unsafe fn dot_bytes<const SMALL: bool>(acc: Self::I, w: Self::B, x: Self::B) -> Self::I;
+    /// 256 a + b.
+    unsafe fn next_byte(a: Self::I, b: Self::I) -> Self::I;
+    /// The nearest f32.
+    unsafe fn to_float(x: Self::I) -> Self::V;
+    /// Writes `LANES` values, which are integers from -128 to 127.
+    unsafe fn store_ints(p: *mut i8, v: Self::V);
+    /// Reads `LANES` halves.
+    unsafe fn load_halves(p: *const f16) -> Self::V;
+    /// Reads `LANES` unsigned bytes as values.
+    unsafe fn load_u8(p: *const u8) -> Self::V;
+    /// Reads `LANES` signed bytes as values.
+    unsafe fn load_i8(p: *const i8) -> Self::V;
 }
 
 /// e^x per lane. Relative error below 2e-7 (degree-6 polynomial after reduction by ln 2 in two parts);

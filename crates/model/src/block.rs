@@ -11,7 +11,7 @@ use crate::config::{ModelConfig, NormPlacement};
 use crate::linear::Linear;
 use crate::mlp::{Mlp, MlpKept, MlpScratch};
 use crate::moe::{Moe, MoeKept, MoeScratch};
-use crate::weights::{BlockSpans, Matrices, MlpSpans, Span};
+use crate::weights::{AttentionSpans, BlockSpans, Matrices, MlpSpans, Span};
 use tensor::ops::attention::{CachedSequence, KvLayer};
 use tensor::ops::gemm::Store;
 use tensor::ops::qk_norm_rope::{Gains, HeadShape, RopeTable};
@@ -120,19 +120,26 @@ pub fn compute(config: &ModelConfig) -> Compute {
 
 impl Block {
     /// A layer of the main model, or with dense spans the prediction layer.
-    pub fn new(
+    pub(crate) fn new(
         device: &Device,
         config: &ModelConfig,
         spans: BlockSpans,
         window: Option<usize>,
         trains: bool,
+        weights: &mut dyn Matrices,
     ) -> Block {
         let (d, compute) = (config.hidden_size, compute(config));
         let qkv_rows = config.q_size() + 2 * config.kv_size();
+        let AttentionSpans {
+            qkv_proj, o_proj, ..
+        } = spans.attention;
+        let qkv = Linear::new(device, compute, qkv_proj, qkv_rows, trains, weights);
+        let o = Linear::new(device, compute, o_proj, d, trains, weights);
         let feed_forward = match spans.mlp {
             MlpSpans::Dense(spans) => {
                 let f = config.intermediate_size;
-                FeedForward::Dense(Box::new(Mlp::new(device, compute, spans, f, d, trains)))
+                let mlp = Mlp::new(device, compute, spans, f, d, trains, weights);
+                FeedForward::Dense(Box::new(mlp))
             }
             MlpSpans::Sparse {
                 router,
@@ -146,7 +153,8 @@ impl Block {
                     norm_topk_prob: config.norm_topk_prob,
                     routed_scaling_factor: config.routed_scaling_factor,
                 };
-                let shared = Mlp::new(device, compute, shared, config.shared_size(), d, trains);
+                let f = config.shared_size();
+                let shared = Mlp::new(device, compute, shared, f, d, trains, weights);
                 let width = config.moe_intermediate_size;
                 FeedForward::Sparse(Box::new(Moe::new(
                     device,
@@ -159,6 +167,7 @@ impl Block {
                     width,
                     d,
                     trains,
+                    weights,
                 )))
             }
         };
@@ -169,19 +178,19 @@ impl Block {
             has_rope: config.has_rope(window),
             norm_placement: config.architecture.norm_placement(),
             eps: config.rms_norm_eps,
-            qkv: Linear::new(device, compute, spans.attention.qkv_proj, qkv_rows, trains),
-            o: Linear::new(device, compute, spans.attention.o_proj, d, trains),
+            qkv,
+            o,
             feed_forward,
         }
     }
 
     /// Packs the present weights.
-    pub fn refresh(&mut self, device: &Device, weights: &mut dyn Matrices) {
-        self.qkv.refresh(device, weights);
-        self.o.refresh(device, weights);
+    pub fn refresh(&mut self, device: &Device, params: &Tensor) {
+        self.qkv.refresh(device, params);
+        self.o.refresh(device, params);
         match &mut self.feed_forward {
-            FeedForward::Dense(mlp) => mlp.refresh(device, weights),
-            FeedForward::Sparse(moe) => moe.refresh(device, weights),
+            FeedForward::Dense(mlp) => mlp.refresh(device, params),
+            FeedForward::Sparse(moe) => moe.refresh(device, params),
         }
     }
 

@@ -90,6 +90,13 @@ pub fn count(config: &ModelConfig, layout: &Layout, seq_len: usize, with_mtp: bo
     }
 }
 
+/// Bytes of keys and values in bf16 of all layers after that many tokens.
+pub fn kv_bytes(config: &ModelConfig, tokens: usize) -> u64 {
+    let kept = |window: &Option<usize>| window.unwrap_or(tokens).min(tokens) as u64;
+    let rows: u64 = config.sliding_windows.iter().map(kept).sum();
+    rows * 2 * config.kv_size() as u64 * 2
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

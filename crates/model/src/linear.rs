@@ -21,8 +21,15 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// Room for the matrix at `span`, of `rows` outputs.
-    pub fn new(device: &Device, compute: Compute, span: Span, rows: usize, trains: bool) -> Linear {
+    /// The matrix at `span`, of `rows` outputs.
+    pub(crate) fn new(
+        device: &Device,
+        compute: Compute,
+        span: Span,
+        rows: usize,
+        trains: bool,
+        weights: &mut dyn Matrices,
+    ) -> Linear {
         let cols = span.len / rows;
         assert_eq!(rows * cols, span.len, "linear: the span is a whole matrix");
         Linear {
@@ -30,14 +37,14 @@ impl Linear {
             compute,
             rows,
             cols,
-            forward: Packed::new(device, compute, rows, cols),
-            backward: trains.then(|| Packed::new(device, compute, cols, rows)),
+            forward: weights.pack(device, compute, span, cols),
+            backward: trains.then(|| weights.pack_transposed(device, compute, span, cols)),
         }
     }
 
     /// Packs the present weights.
-    pub fn refresh(&mut self, device: &Device, weights: &mut dyn Matrices) {
-        let w = weights.get(device, self.span);
+    pub fn refresh(&mut self, device: &Device, params: &Tensor) {
+        let w = params.range(self.span.range());
         self.forward.pack(device, w);
         if let Some(backward) = &mut self.backward {
             backward.pack_transposed(device, w);

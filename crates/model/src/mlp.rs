@@ -54,25 +54,27 @@ impl MlpScratch {
 
 impl Mlp {
     /// The SwiGLU at `spans`, of width `width`.
-    pub fn new(
+    pub(crate) fn new(
         device: &Device,
         compute: Compute,
         spans: SwigluSpans,
         width: usize,
         hidden_size: usize,
         trains: bool,
+        weights: &mut dyn Matrices,
     ) -> Mlp {
+        let mut linear = |span, rows| Linear::new(device, compute, span, rows, trains, weights);
         Mlp {
-            gate_up: Linear::new(device, compute, spans.gate_up_proj, 2 * width, trains),
-            down: Linear::new(device, compute, spans.down_proj, hidden_size, trains),
+            gate_up: linear(spans.gate_up_proj, 2 * width),
+            down: linear(spans.down_proj, hidden_size),
             width,
         }
     }
 
     /// Packs the present weights.
-    pub fn refresh(&mut self, device: &Device, weights: &mut dyn Matrices) {
-        self.gate_up.refresh(device, weights);
-        self.down.refresh(device, weights);
+    pub fn refresh(&mut self, device: &Device, params: &Tensor) {
+        self.gate_up.refresh(device, params);
+        self.down.refresh(device, params);
     }
 
     /// F.

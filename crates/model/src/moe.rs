@@ -112,7 +112,7 @@ impl MoeScratch {
 
 impl Moe {
     /// The sparse part at the given spans.
-    pub fn new(
+    pub(crate) fn new(
         device: &Device,
         compute: Compute,
         shape: RouterShape,
@@ -123,31 +123,40 @@ impl Moe {
         width: usize,
         hidden_size: usize,
         trains: bool,
+        weights: &mut dyn Matrices,
     ) -> Moe {
         let (e, d, f) = (shape.num_experts, hidden_size, width);
-        let group = |n, k| PackedGroup::new(device, compute, e, n, k);
+        // The router multiplies in f32 whatever the rest does: a rounded score chooses other experts.
+        let router = Linear::new(device, Compute::F32, router, e, trains, weights);
+        let mut group = |all: Span, k: usize| {
+            let packed = |span| weights.pack(device, compute, span, k);
+            PackedGroup::of(all.parts(e).map(packed))
+        };
+        let (gate_up, down) = (group(experts.gate_up_proj, d), group(experts.down_proj, f));
+        let mut group = |all: Span, k: usize| {
+            let packed = |span| weights.pack_transposed(device, compute, span, k);
+            trains.then(|| PackedGroup::of(all.parts(e).map(packed)))
+        };
         Moe {
             shape,
             compute,
             hidden_size,
             width,
-            // The router multiplies in f32 whatever the rest does: a rounded score chooses other experts.
-            router: Linear::new(device, Compute::F32, router, e, trains),
+            router,
             router_bias,
+            gate_up,
+            down,
+            gate_up_backward: group(experts.gate_up_proj, d),
+            down_backward: group(experts.down_proj, f),
             experts,
-            gate_up: group(2 * f, d),
-            down: group(d, f),
-            gate_up_backward: trains.then(|| group(d, 2 * f)),
-            down_backward: trains.then(|| group(f, d)),
             shared,
         }
     }
 
     /// Packs the present weights.
-    pub fn refresh(&mut self, device: &Device, weights: &mut dyn Matrices) {
-        self.router.refresh(device, weights);
-        self.shared.refresh(device, weights);
-        let e = self.shape.num_experts;
+    pub fn refresh(&mut self, device: &Device, params: &Tensor) {
+        self.router.refresh(device, params);
+        self.shared.refresh(device, params);
         let groups = [
             (
                 self.experts.gate_up_proj,
@@ -161,13 +170,8 @@ impl Moe {
             ),
         ];
         for (all, forward, backward) in groups {
-            let len = all.len / e;
-            for expert in 0..e {
-                let span = Span {
-                    start: all.start + expert * len,
-                    len,
-                };
-                let w = weights.get(device, span);
+            for (expert, span) in all.parts(self.shape.num_experts).enumerate() {
+                let w = params.range(span.range());
                 forward.pack(device, expert, w);
                 if let Some(backward) = backward {
                     backward.pack_transposed(device, expert, w);

@@ -15,12 +15,12 @@
 use crate::block::{Block, BlockKept, BlockScratch, Sequences, compute};
 use crate::config::ModelConfig;
 use crate::linear::Linear;
-use crate::weights::{Layout, Matrices, MtpSpans, Read, ReadTensor};
+use crate::weights::{Layout, Matrices, MtpSpans, Read, Source};
 use tensor::ops::cross_entropy::{self, IGNORE};
 use tensor::ops::gemm::Store;
 use tensor::ops::qk_norm_rope::RopeTable;
 use tensor::ops::{elementwise, embedding, rms_norm};
-use tensor::{Device, Tensor};
+use tensor::{Activations, Device, Tensor};
 
 /// Rows whose logits exist at a time.
 const LOGIT_ROWS: usize = 256;
@@ -202,59 +202,67 @@ impl Transformer {
             layout.len,
             "as many parameters as the layout says"
         );
-        let mut model = Transformer::empty(device, config, layout, trains);
-        model.params.write(params);
-        model.refresh(device);
+        let mut all = Tensor::zeros(device, &[layout.len]);
+        all.write(params);
+        let mut model = Transformer::pack(device, config, layout, trains, &mut &all);
+        model.params = all;
         model
     }
 
-    /// A model to serve, whose weights `read` gives tensor by tensor. Only what is not packed is kept in f32.
+    /// A model to serve, whose weights are read tensor by tensor. What is stored in blocks of integers stays
+    /// so, and is multiplied with rows rounded as `activations` says; only what is not packed is kept in f32.
     ///
     /// # Errors
-    /// The first of `read`.
-    pub fn load<E>(
+    /// The first of `source`.
+    pub fn load<S: Source>(
         device: &Device,
         config: ModelConfig,
-        read: &mut ReadTensor<E>,
-    ) -> Result<Transformer, E> {
+        activations: Activations,
+        source: &S,
+    ) -> Result<Transformer, S::Error> {
         let layout = Layout::for_serving(&config);
-        let mut model = Transformer::empty(device, config, layout, false);
-        for spec in &model.layout.tensors {
-            if spec.span.start < model.layout.kept_len {
-                read(spec, &mut model.params.host_mut()[spec.span.range()])?;
+        let mut kept = Tensor::zeros(device, &[layout.kept_len]);
+        for spec in &layout.tensors {
+            if spec.span.start < layout.kept_len {
+                source.read(spec, &mut kept.host_mut()[spec.span.range()])?;
             }
         }
-        let layout = model.layout.clone();
-        let mut weights = Read::new(device, &layout, read);
-        model.pack(device, &mut weights);
+        let layout_read = layout.clone();
+        let mut weights = Read::new(&layout_read, source, activations);
+        let mut model = Transformer::pack(device, config, layout, false, &mut weights);
         weights.finish()?;
+        model.params = kept;
         Ok(model)
     }
 
-    /// A model of zeros, nothing packed.
-    fn empty(device: &Device, config: ModelConfig, layout: Layout, trains: bool) -> Transformer {
+    /// A model with its matrices packed, and without what is not.
+    fn pack(
+        device: &Device,
+        config: ModelConfig,
+        layout: Layout,
+        trains: bool,
+        weights: &mut dyn Matrices,
+    ) -> Transformer {
         let compute = compute(&config);
-        let blocks = layout
-            .layers
-            .iter()
-            .enumerate()
-            .map(|(l, &spans)| Block::new(device, &config, spans, config.window(l), trains))
-            .collect();
-        let mtp = layout.mtp.map(|spans| Mtp {
-            spans,
-            fc: Linear::new(device, compute, spans.fc, config.hidden_size, trains),
-            block: Block::new(
-                device,
-                &config,
-                spans.block,
-                config.mtp_sliding_window,
-                trains,
-            ),
+        let (v, d) = (config.vocab_size, config.hidden_size);
+        let lm_head = Linear::new(device, compute, layout.lm_head, v, trains, weights);
+        let mut blocks = Vec::new();
+        for (l, &spans) in layout.layers.iter().enumerate() {
+            let window = config.window(l);
+            blocks.push(Block::new(device, &config, spans, window, trains, weights));
+        }
+        let mtp = layout.mtp.map(|spans| {
+            let window = config.mtp_sliding_window;
+            Mtp {
+                spans,
+                fc: Linear::new(device, compute, spans.fc, d, trains, weights),
+                block: Block::new(device, &config, spans.block, window, trains, weights),
+            }
         });
         Transformer {
-            lm_head: Linear::new(device, compute, layout.lm_head, config.vocab_size, trains),
+            lm_head,
             rope: RopeTable::new(&config.inv_freq(), 0),
-            params: Tensor::zeros(device, &[layout.kept_len]),
+            params: Tensor::zeros(device, &[0]),
             blocks,
             mtp,
             layout,
@@ -271,19 +279,14 @@ impl Transformer {
             self.layout.kept_len, self.layout.len,
             "a model that is served has its weights packed alone"
         );
-        let params = std::mem::replace(&mut self.params, Tensor::zeros(device, &[0]));
-        self.pack(device, &mut &params);
-        self.params = params;
-    }
-
-    fn pack(&mut self, device: &Device, weights: &mut dyn Matrices) {
-        self.lm_head.refresh(device, weights);
+        let params = &self.params;
+        self.lm_head.refresh(device, params);
         for block in &mut self.blocks {
-            block.refresh(device, weights);
+            block.refresh(device, params);
         }
         if let Some(mtp) = &mut self.mtp {
-            mtp.fc.refresh(device, weights);
-            mtp.block.refresh(device, weights);
+            mtp.fc.refresh(device, params);
+            mtp.block.refresh(device, params);
         }
     }
 

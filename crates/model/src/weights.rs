@@ -8,8 +8,10 @@
 
 use crate::config::{MlpType, ModelConfig};
 use crate::names::{self, LayerPart, Part, Projection};
+use numerics::BlockType;
+use std::borrow::Cow;
 use std::ops::Range;
-use tensor::{Device, Tensor, View};
+use tensor::{Activations, Compute, Device, Packed, Stored, Tensor};
 
 /// A contiguous range of the flat parameter array.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +26,15 @@ impl Span {
     /// As a range of indices.
     pub fn range(self) -> Range<usize> {
         self.start..self.start + self.len
+    }
+
+    /// Cut into `count` parts of one length.
+    pub fn parts(self, count: usize) -> impl Iterator<Item = Span> {
+        let len = self.len / count;
+        (0..count).map(move |idx| Span {
+            start: self.start + idx * len,
+            len,
+        })
     }
 }
 
@@ -341,65 +352,133 @@ impl Layout {
     }
 }
 
-/// Where the values of matrices come from when they are packed.
-pub trait Matrices {
-    /// The values of a span.
-    fn get(&mut self, device: &Device, span: Span) -> View<'_>;
+/// Where matrices come from when a model is made.
+pub(crate) trait Matrices {
+    /// The rows of a span, each of `k` values: products give x W^T.
+    fn pack(&mut self, device: &Device, compute: Compute, span: Span, k: usize) -> Packed;
+    /// The same for products that give dy W. Asked for in training alone.
+    fn pack_transposed(
+        &mut self,
+        device: &Device,
+        compute: Compute,
+        span: Span,
+        k: usize,
+    ) -> Packed;
 }
 
+/// Parameters in f32, in the order of the layout.
 impl Matrices for &Tensor {
-    fn get(&mut self, _: &Device, span: Span) -> View<'_> {
-        self.range(span.range())
+    fn pack(&mut self, device: &Device, compute: Compute, span: Span, k: usize) -> Packed {
+        let mut packed = Packed::new(device, compute, span.len / k, k);
+        packed.pack(device, self.range(span.range()));
+        packed
+    }
+
+    fn pack_transposed(
+        &mut self,
+        device: &Device,
+        compute: Compute,
+        span: Span,
+        k: usize,
+    ) -> Packed {
+        let mut packed = Packed::new(device, compute, k, span.len / k);
+        packed.pack_transposed(device, self.range(span.range()));
+        packed
     }
 }
 
-/// Gives the values of a tensor.
-pub type ReadTensor<'a, E> = dyn FnMut(&TensorSpec, &mut [f32]) -> Result<(), E> + 'a;
+/// The weights of a model on disk.
+pub trait Source {
+    /// Why a tensor cannot be read.
+    type Error;
 
-/// Matrices that are read when they are asked for, one at a time.
-pub struct Read<'a, E> {
-    layout: &'a Layout,
-    read: &'a mut ReadTensor<'a, E>,
-    values: Tensor,
-    failed: Option<E>,
+    /// All values of a tensor, row-major.
+    ///
+    /// # Errors
+    /// When the tensor is not there, or in a form that is not read.
+    fn read(&self, spec: &TensorSpec, out: &mut [f32]) -> Result<(), Self::Error>;
+
+    /// The rows of a matrix in the blocks of integers that it is stored in, and their type; none where it is
+    /// stored otherwise.
+    ///
+    /// # Errors
+    /// As [`Source::read`].
+    fn blocks(&self, spec: &TensorSpec) -> Result<Option<Blocks<'_>>, Self::Error>;
 }
 
-impl<'a, E> Read<'a, E> {
+/// Rows of a matrix in blocks.
+pub type Blocks<'a> = (BlockType, Cow<'a, [u8]>);
+
+/// Matrices that are read one at a time, each once.
+pub(crate) struct Read<'a, S: Source> {
+    layout: &'a Layout,
+    source: &'a S,
+    activations: Activations,
+    values: Vec<f32>,
+    failed: Option<S::Error>,
+}
+
+impl<'a, S: Source> Read<'a, S> {
     /// Of a layout for serving.
-    pub fn new(
-        device: &Device,
-        layout: &'a Layout,
-        read: &'a mut ReadTensor<'a, E>,
-    ) -> Read<'a, E> {
+    pub(crate) fn new(layout: &'a Layout, source: &'a S, activations: Activations) -> Read<'a, S> {
         Read {
             layout,
-            read,
-            values: Tensor::zeros(device, &[0]),
+            source,
+            activations,
+            values: Vec::new(),
             failed: None,
         }
     }
 
     /// The first error, after which all values were zero.
-    pub fn finish(self) -> Result<(), E> {
+    pub(crate) fn finish(self) -> Result<(), S::Error> {
         self.failed.map_or(Ok(()), Err)
+    }
+
+    fn or_note<T>(&mut self, result: Result<T, S::Error>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(error) => {
+                self.failed.get_or_insert(error);
+                None
+            }
+        }
     }
 }
 
-impl<E> Matrices for Read<'_, E> {
-    fn get(&mut self, device: &Device, span: Span) -> View<'_> {
-        if self.values.len() < span.len {
-            self.values = Tensor::zeros(device, &[span.len]);
-        }
-        let inside = |spec: &&TensorSpec| {
-            spec.span.start >= span.start && spec.span.start < span.start + span.len
-        };
-        for spec in self.layout.tensors.iter().filter(inside) {
-            let start = spec.span.start - span.start;
-            let out = &mut self.values.host_mut()[start..start + spec.span.len];
-            if self.failed.is_none() {
-                self.failed = (self.read)(spec, out).err();
+impl<S: Source> Matrices for Read<'_, S> {
+    fn pack(&mut self, device: &Device, compute: Compute, span: Span, k: usize) -> Packed {
+        let (layout, source) = (self.layout, self.source);
+        let inside = |spec: &&TensorSpec| span.range().contains(&spec.span.start);
+        let specs: Vec<&TensorSpec> = layout.tensors.iter().filter(inside).collect();
+        let mut values = std::mem::take(&mut self.values);
+        values.clear();
+        // What each tensor gives: blocks, or a range of the values.
+        let mut parts: Vec<(Option<Blocks>, Range<usize>)> = Vec::new();
+        for spec in specs {
+            let blocks = self.or_note(source.blocks(spec)).flatten();
+            let start = values.len();
+            if blocks.is_none() {
+                values.resize(start + spec.span.len, 0.0);
+                self.or_note(source.read(spec, &mut values[start..]));
+            }
+            match parts.last_mut() {
+                Some((None, range)) if blocks.is_none() => range.end = values.len(),
+                _ => parts.push((blocks, start..values.len())),
             }
         }
-        self.values.range(0..span.len)
+        let stored: Vec<Stored> = (parts.iter())
+            .map(|(blocks, range)| match blocks {
+                Some((block_type, bytes)) => Stored::Blocks(*block_type, bytes),
+                None => Stored::F32(&values[range.clone()]),
+            })
+            .collect();
+        let packed = Packed::of(device, compute, self.activations, k, &stored);
+        self.values = values;
+        packed
+    }
+
+    fn pack_transposed(&mut self, _: &Device, _: Compute, _: Span, _: usize) -> Packed {
+        unreachable!("a model that is read is not trained")
     }
 }

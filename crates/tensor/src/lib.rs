@@ -11,5 +11,5 @@ pub mod packed;
 pub mod tensor;
 
 pub use device::Device;
-pub use packed::{Compute, Packed};
+pub use packed::{Activations, Compute, Packed, Stored};
 pub use tensor::{Tensor, View, ViewMut};

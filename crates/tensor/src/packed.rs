@@ -1,7 +1,7 @@
 //! Matrices laid out for the device's matrix product, in the type it multiplies in.
 
 use crate::{Device, View};
-pub use kernels_cpu::gemm::Compute;
+pub use kernels_cpu::gemm::{Activations, Compute, Stored};
 
 /// A right operand of `ops::gemm`, packed once and multiplied many times.
 pub enum Packed {
@@ -16,6 +16,26 @@ impl Packed {
             Device::Cpu(cpu) => {
                 Packed::Cpu(kernels_cpu::gemm::Packed::new(cpu.isa(), compute, n, k))
             }
+        }
+    }
+
+    /// From the rows of a matrix of depth `k` in host memory, in one or several forms: products give `x w^T`.
+    /// Blocks of integers are multiplied with rows rounded as `activations` says.
+    pub fn of(
+        device: &Device,
+        compute: Compute,
+        activations: Activations,
+        k: usize,
+        rows: &[Stored],
+    ) -> Packed {
+        match device {
+            Device::Cpu(cpu) => Packed::Cpu(kernels_cpu::gemm::Packed::of(
+                cpu,
+                compute,
+                activations,
+                k,
+                rows,
+            )),
         }
     }
 
@@ -50,20 +70,16 @@ pub enum PackedGroup {
 }
 
 impl PackedGroup {
-    /// Room for `groups` matrices of `n` outputs and depth `k`.
-    pub fn new(
-        device: &Device,
-        compute: Compute,
-        groups: usize,
-        n: usize,
-        k: usize,
-    ) -> PackedGroup {
-        match device {
-            Device::Cpu(cpu) => PackedGroup::Cpu(
-                (0..groups)
-                    .map(|_| kernels_cpu::gemm::Packed::new(cpu.isa(), compute, n, k))
-                    .collect(),
-            ),
+    /// Of matrices of one size.
+    pub fn of(matrices: impl IntoIterator<Item = Packed>) -> PackedGroup {
+        let cpu = matrices.into_iter().map(|Packed::Cpu(packed)| packed);
+        PackedGroup::Cpu(cpu.collect())
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        match self {
+            PackedGroup::Cpu(group) => group.iter().map(|packed| packed.bytes()).sum(),
         }
     }
 

@@ -38,6 +38,8 @@ pub(crate) struct Args {
     thinking_token_budget: Option<usize>,
     #[command(flatten)]
     sampling: Sampling,
+    #[command(flatten)]
+    run: open::RunArgs,
 }
 
 /// A conversation and the model that takes part in it.
@@ -57,7 +59,7 @@ struct Conversation {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let params = args.sampling.params();
     params.validate()?;
-    let model = open::model(&args.model)?;
+    let model = open::model(&args.model, &args.run)?;
     let mut conversation = Conversation {
         tokenizer: model.tokenizer()?,
         engine: model.engine(one_sequence())?,

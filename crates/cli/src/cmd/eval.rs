@@ -55,6 +55,8 @@ pub(crate) struct Args {
     /// Print one JSON object: the whole document.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    run: open::RunArgs,
 }
 
 /// The suites and their settings.
@@ -100,7 +102,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         false => {
             // Settings are checked before weights are read.
             settings(args, &[])?;
-            let model = open::model(Path::new(&args.model))?;
+            let model = open::model(Path::new(&args.model), &args.run)?;
             let home = Home::of(&model)?;
             (Box::new(local(&model, &args.model, &home)?), home)
         }
@@ -280,8 +282,8 @@ where
 fn run_drift(args: &Args) -> Result<()> {
     let settings = settings(args, &[])?;
     let path = |name: &str| PathBuf::from(&settings.values()[name]);
-    let model = open::model(Path::new(&args.model))?;
-    let reference = open::model(&path("reference"))?;
+    let model = open::model(Path::new(&args.model), &args.run)?;
+    let reference = open::model(&path("reference"), &args.run)?;
     let home = Home::of(&model)?;
     let mut of_model = local(&model, &args.model, &home)?;
     let name = reference.path.display().to_string();

@@ -41,6 +41,8 @@ pub(crate) struct Args {
     /// Print one JSON object at the end.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    run: open::RunArgs,
 }
 
 #[derive(clap::Args)]
@@ -115,7 +117,7 @@ impl Sampling {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let params = args.sampling.params();
     params.validate()?;
-    let model = open::model(&args.model)?;
+    let model = open::model(&args.model, &args.run)?;
     let prompt_ids = prompt_ids(args, &model)?;
     let tokenizer = model.tokenizer_if_any();
     let tokenizer = tokenizer.as_deref();

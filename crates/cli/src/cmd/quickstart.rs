@@ -1,7 +1,7 @@
 //! `dokja quickstart`: the whole life of a small model on this machine.
 
 use crate::cmd::{audit, serve as serving};
-use crate::open::OpenModel;
+use crate::open::{OpenModel, RunArgs};
 use crate::progress::{Progress, Unit, bytes, duration, grouped, tell};
 use crate::training::{self, Job, Sources};
 use crate::{env, interrupt, memory, open, print};
@@ -149,7 +149,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         );
     }
     match server {
-        Some(server) => serving::answer(server, run.root(), None),
+        Some(server) => serving::answer(server, run.root(), None, &RunArgs::default()),
         None => Ok(()),
     }
 }
@@ -254,7 +254,7 @@ fn ask_trained(run: &RunDir) -> Result<Evaluation<Answered>> {
     if path.exists() {
         return Ok(Evaluation::read(&path)?);
     }
-    let model: OpenModel = open::model(run.root())?;
+    let model: OpenModel = open::model(run.root(), &RunArgs::default())?;
     let engine = model.engine(EngineConfig::default())?;
     let identity = Identity {
         model: "final weights".to_string(),

@@ -1,6 +1,6 @@
 //! `dokja serve`: answers over HTTP, and in a browser.
 
-use crate::open::{self, OpenModel};
+use crate::open::{self, OpenModel, RunArgs};
 use crate::progress::tell;
 use crate::{interrupt, print};
 use anyhow::{Context, Result};
@@ -42,6 +42,8 @@ pub(crate) struct Args {
     /// What clients call the model [default: the name of its directory].
     #[arg(long)]
     name: Option<String>,
+    #[command(flatten)]
+    run: RunArgs,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -66,13 +68,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             "note: everybody who can reach this machine may ask; --api-keys FILE lets in only some",
         );
     }
-    answer(server, &args.model, args.name.as_deref())
+    answer(server, &args.model, args.name.as_deref(), &args.run)
 }
 
 /// Answers with a model until somebody asks to stop. The port is taken already, so that a taken one is
 /// told before anything else begins.
-pub(crate) fn answer(server: Server, path: &Path, name: Option<&str>) -> Result<()> {
-    let model = open::model(path)?;
+pub(crate) fn answer(
+    server: Server,
+    path: &Path,
+    name: Option<&str>,
+    args: &RunArgs,
+) -> Result<()> {
+    let model = open::model(path, args)?;
     let run = run_of(&model.path);
     let directory = run.as_ref().map_or(model.path.as_path(), RunDir::root);
     let name = name.map_or_else(|| directory_name(directory), str::to_owned);

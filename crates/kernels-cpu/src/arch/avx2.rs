@@ -1,10 +1,10 @@
-//! AVX2 with FMA: eight lanes.
+//! AVX2 with FMA and F16C: eight lanes.
 
 use crate::simd::Simd;
-use half::bf16;
+use half::{bf16, f16};
 use std::arch::x86_64::*;
 
-/// AVX2 and FMA.
+/// AVX2, FMA and F16C.
 #[derive(Clone, Copy, Debug)]
 pub struct Avx2;
 
@@ -48,6 +48,7 @@ unsafe fn to_bf16_bits(v: __m256) -> __m256i {
 }
 
 impl Simd for Avx2 {
+    const ISA: crate::Isa = crate::Isa::Avx2;
     const LANES: usize = 8;
     const TILE_ROWS: usize = 6;
     type V = __m256;
@@ -209,5 +210,98 @@ impl Simd for Avx2 {
     unsafe fn prefetch(p: *const f32) {
         // SAFETY: as above.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+
+    type B = __m256i;
+    type I = __m256i;
+
+    #[inline(always)]
+    unsafe fn load_bytes(p: *const u8) -> __m256i {
+        // SAFETY: as above.
+        unsafe { _mm256_loadu_si256(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn store_bytes(p: *mut u8, b: __m256i) {
+        // SAFETY: as above.
+        unsafe { _mm256_storeu_si256(p.cast(), b) }
+    }
+    #[inline(always)]
+    unsafe fn splat_bytes(p: *const i8) -> __m256i {
+        // SAFETY: as above.
+        unsafe { _mm256_set1_epi32(p.cast::<i32>().read_unaligned()) }
+    }
+    #[inline(always)]
+    unsafe fn bits<const SHIFT: u32>(b: __m256i, mask: u8) -> __m256i {
+        // SAFETY: as above. The count is known when this is compiled.
+        unsafe {
+            let shifted = _mm256_srl_epi16(b, _mm_cvtsi32_si128(SHIFT as i32));
+            _mm256_and_si256(shifted, _mm256_set1_epi8(mask as i8))
+        }
+    }
+    #[inline(always)]
+    unsafe fn join_bits<const SHIFT: u32>(low: __m256i, high: __m256i) -> __m256i {
+        // SAFETY: as above.
+        unsafe {
+            let shifted = _mm256_sll_epi16(high, _mm_cvtsi32_si128(SHIFT as i32));
+            _mm256_or_si256(low, shifted)
+        }
+    }
+    #[inline(always)]
+    unsafe fn splat_int(x: i32) -> __m256i {
+        // SAFETY: as above.
+        unsafe { _mm256_set1_epi32(x) }
+    }
+    #[inline(always)]
+    unsafe fn dot_bytes<const SMALL: bool>(acc: __m256i, w: __m256i, x: __m256i) -> __m256i {
+        // SAFETY: as above.
+        unsafe {
+            if SMALL {
+                // Two products of at most 127 * 127 fit 16 bits.
+                let pairs = _mm256_maddubs_epi16(w, x);
+                return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+            }
+            let w_even = _mm256_and_si256(w, _mm256_set1_epi16(0xff));
+            let x_even = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(x));
+            let even = _mm256_madd_epi16(w_even, x_even);
+            let odd = _mm256_madd_epi16(_mm256_srli_epi16::<8>(w), _mm256_srai_epi16::<8>(x));
+            _mm256_add_epi32(acc, _mm256_add_epi32(even, odd))
+        }
+    }
+    #[inline(always)]
+    unsafe fn next_byte(a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: as above.
+        unsafe { _mm256_add_epi32(_mm256_slli_epi32::<8>(a), b) }
+    }
+    #[inline(always)]
+    unsafe fn to_float(x: __m256i) -> __m256 {
+        // SAFETY: as above.
+        unsafe { _mm256_cvtepi32_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn store_ints(p: *mut i8, v: __m256) {
+        // SAFETY: as above; eight bytes are written.
+        unsafe {
+            let ints = _mm256_cvtps_epi32(v);
+            let halves = _mm_packs_epi32(
+                _mm256_castsi256_si128(ints),
+                _mm256_extracti128_si256::<1>(ints),
+            );
+            _mm_storel_epi64(p.cast(), _mm_packs_epi16(halves, halves));
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_halves(p: *const f16) -> __m256 {
+        // SAFETY: as above.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn load_u8(p: *const u8) -> __m256 {
+        // SAFETY: as above; eight bytes are read.
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> __m256 {
+        // SAFETY: as above; eight bytes are read.
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))) }
     }
 }

@@ -1,7 +1,7 @@
-//! AVX-512 (F, BW, DQ, VL), with or without BF16 dot products: sixteen lanes.
+//! AVX-512 (F, BW, DQ, VL, VNNI), with or without BF16 dot products: sixteen lanes.
 
 use crate::simd::Simd;
-use half::bf16;
+use half::{bf16, f16};
 use std::arch::x86_64::*;
 
 /// AVX-512 with multiply-adds of widened values.
@@ -36,6 +36,7 @@ unsafe fn to_bf16_bits(v: __m512) -> __m512i {
 macro_rules! avx512 {
     ($name:ident, $parts:literal, $pairs:ty, $load_pairs:expr, $splat_pair:expr, $dot:expr) => {
         impl Simd for $name {
+            const ISA: crate::Isa = crate::Isa::$name;
             const LANES: usize = 16;
             const TILE_ROWS: usize = 12;
             type V = __m512;
@@ -190,6 +191,85 @@ macro_rules! avx512 {
             unsafe fn prefetch(p: *const f32) {
                 // SAFETY: as above.
                 unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+            }
+
+            type B = __m512i;
+            type I = __m512i;
+
+            #[inline(always)]
+            unsafe fn load_bytes(p: *const u8) -> __m512i {
+                // SAFETY: as above.
+                unsafe { _mm512_loadu_si512(p.cast()) }
+            }
+            #[inline(always)]
+            unsafe fn store_bytes(p: *mut u8, b: __m512i) {
+                // SAFETY: as above.
+                unsafe { _mm512_storeu_si512(p.cast(), b) }
+            }
+            #[inline(always)]
+            unsafe fn splat_bytes(p: *const i8) -> __m512i {
+                // SAFETY: as above.
+                unsafe { _mm512_set1_epi32(p.cast::<i32>().read_unaligned()) }
+            }
+            #[inline(always)]
+            unsafe fn bits<const SHIFT: u32>(b: __m512i, mask: u8) -> __m512i {
+                // SAFETY: as above.
+                unsafe {
+                    let mask = _mm512_set1_epi8(mask as i8);
+                    _mm512_and_si512(_mm512_srli_epi16::<SHIFT>(b), mask)
+                }
+            }
+            #[inline(always)]
+            unsafe fn join_bits<const SHIFT: u32>(low: __m512i, high: __m512i) -> __m512i {
+                // SAFETY: as above.
+                unsafe { _mm512_or_si512(low, _mm512_slli_epi16::<SHIFT>(high)) }
+            }
+            #[inline(always)]
+            unsafe fn splat_int(x: i32) -> __m512i {
+                // SAFETY: as above.
+                unsafe { _mm512_set1_epi32(x) }
+            }
+            #[inline(always)]
+            unsafe fn dot_bytes<const SMALL: bool>(
+                acc: __m512i,
+                w: __m512i,
+                x: __m512i,
+            ) -> __m512i {
+                // SAFETY: as above.
+                unsafe { _mm512_dpbusd_epi32(acc, w, x) }
+            }
+            #[inline(always)]
+            unsafe fn next_byte(a: __m512i, b: __m512i) -> __m512i {
+                // SAFETY: as above.
+                unsafe { _mm512_add_epi32(_mm512_slli_epi32::<8>(a), b) }
+            }
+            #[inline(always)]
+            unsafe fn to_float(x: __m512i) -> __m512 {
+                // SAFETY: as above.
+                unsafe { _mm512_cvtepi32_ps(x) }
+            }
+            #[inline(always)]
+            unsafe fn store_ints(p: *mut i8, v: __m512) {
+                // SAFETY: as above.
+                unsafe {
+                    let bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v));
+                    _mm_storeu_si128(p.cast(), bytes)
+                }
+            }
+            #[inline(always)]
+            unsafe fn load_halves(p: *const f16) -> __m512 {
+                // SAFETY: as above.
+                unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+            }
+            #[inline(always)]
+            unsafe fn load_u8(p: *const u8) -> __m512 {
+                // SAFETY: as above.
+                unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()))) }
+            }
+            #[inline(always)]
+            unsafe fn load_i8(p: *const i8) -> __m512 {
+                // SAFETY: as above.
+                unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
             }
         }
     };

@@ -1,7 +1,7 @@
 //! NEON (aarch64): four lanes.
 
 use crate::simd::Simd;
-use half::bf16;
+use half::{bf16, f16};
 use std::arch::aarch64::*;
 
 /// NEON, present on every aarch64 processor.
@@ -23,6 +23,7 @@ unsafe fn to_bf16_bits(v: float32x4_t) -> uint32x4_t {
 }
 
 impl Simd for Neon {
+    const ISA: crate::Isa = crate::Isa::Neon;
     const LANES: usize = 4;
     const TILE_ROWS: usize = 8;
     type V = float32x4_t;
@@ -184,4 +185,105 @@ impl Simd for Neon {
     }
     #[inline(always)]
     unsafe fn prefetch(_: *const f32) {}
+
+    type B = uint8x16_t;
+    type I = int32x4_t;
+
+    #[inline(always)]
+    unsafe fn load_bytes(p: *const u8) -> uint8x16_t {
+        // SAFETY: as above.
+        unsafe { vld1q_u8(p) }
+    }
+    #[inline(always)]
+    unsafe fn store_bytes(p: *mut u8, b: uint8x16_t) {
+        // SAFETY: as above.
+        unsafe { vst1q_u8(p, b) }
+    }
+    #[inline(always)]
+    unsafe fn splat_bytes(p: *const i8) -> uint8x16_t {
+        // SAFETY: as above.
+        unsafe { vreinterpretq_u8_u32(vdupq_n_u32(p.cast::<u32>().read_unaligned())) }
+    }
+    #[inline(always)]
+    unsafe fn bits<const SHIFT: u32>(b: uint8x16_t, mask: u8) -> uint8x16_t {
+        // SAFETY: as above; a negative count shifts to the right.
+        unsafe { vandq_u8(vshlq_u8(b, vdupq_n_s8(-(SHIFT as i8))), vdupq_n_u8(mask)) }
+    }
+    #[inline(always)]
+    unsafe fn join_bits<const SHIFT: u32>(low: uint8x16_t, high: uint8x16_t) -> uint8x16_t {
+        // SAFETY: as above.
+        unsafe { vorrq_u8(low, vshlq_u8(high, vdupq_n_s8(SHIFT as i8))) }
+    }
+    #[inline(always)]
+    unsafe fn splat_int(x: i32) -> int32x4_t {
+        // SAFETY: as above.
+        unsafe { vdupq_n_s32(x) }
+    }
+    #[inline(always)]
+    unsafe fn dot_bytes<const SMALL: bool>(
+        acc: int32x4_t,
+        w: uint8x16_t,
+        x: uint8x16_t,
+    ) -> int32x4_t {
+        // SAFETY: as above.
+        unsafe {
+            let x = vreinterpretq_s8_u8(x);
+            if SMALL {
+                let w = vreinterpretq_s8_u8(w);
+                let low = vmull_s8(vget_low_s8(w), vget_low_s8(x));
+                let high = vmull_high_s8(w, x);
+                // Two products of at most 127 * 127 fit 16 bits.
+                return vpadalq_s16(acc, vpaddq_s16(low, high));
+            }
+            let w_low = vreinterpretq_s16_u16(vmovl_u8(vget_low_u8(w)));
+            let w_high = vreinterpretq_s16_u16(vmovl_high_u8(w));
+            let (x_low, x_high) = (vmovl_s8(vget_low_s8(x)), vmovl_high_s8(x));
+            let sums = |w: int16x8_t, x: int16x8_t| {
+                let low = vmull_s16(vget_low_s16(w), vget_low_s16(x));
+                vpaddq_s32(low, vmull_high_s16(w, x))
+            };
+            vaddq_s32(acc, vpaddq_s32(sums(w_low, x_low), sums(w_high, x_high)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn next_byte(a: int32x4_t, b: int32x4_t) -> int32x4_t {
+        // SAFETY: as above.
+        unsafe { vaddq_s32(vshlq_n_s32::<8>(a), b) }
+    }
+    #[inline(always)]
+    unsafe fn to_float(x: int32x4_t) -> float32x4_t {
+        // SAFETY: as above.
+        unsafe { vcvtq_f32_s32(x) }
+    }
+    #[inline(always)]
+    unsafe fn store_ints(p: *mut i8, v: float32x4_t) {
+        // SAFETY: as above; four bytes are written.
+        unsafe {
+            let halves = vmovn_s32(vcvtnq_s32_f32(v));
+            let bytes = vmovn_s16(vcombine_s16(halves, halves));
+            p.cast::<i32>()
+                .write_unaligned(vget_lane_s32::<0>(vreinterpret_s32_s8(bytes)));
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_halves(p: *const f16) -> float32x4_t {
+        // SAFETY: as above.
+        let lanes: [f32; 4] = std::array::from_fn(|i| unsafe { *p.add(i) }.to_f32());
+        // SAFETY: as above.
+        unsafe { vld1q_f32(lanes.as_ptr()) }
+    }
+    #[inline(always)]
+    unsafe fn load_u8(p: *const u8) -> float32x4_t {
+        // SAFETY: as above.
+        let lanes: [f32; 4] = std::array::from_fn(|i| f32::from(unsafe { *p.add(i) }));
+        // SAFETY: as above.
+        unsafe { vld1q_f32(lanes.as_ptr()) }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> float32x4_t {
+        // SAFETY: as above.
+        let lanes: [f32; 4] = std::array::from_fn(|i| f32::from(unsafe { *p.add(i) }));
+        // SAFETY: as above.
+        unsafe { vld1q_f32(lanes.as_ptr()) }
+    }
 }

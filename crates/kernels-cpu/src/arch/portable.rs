@@ -3,7 +3,7 @@
 //! Multiply-add is two roundings here, because a fused one is a library call on processors without it.
 
 use crate::simd::Simd;
-use half::bf16;
+use half::{bf16, f16};
 
 /// The portable instruction set.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +23,7 @@ fn zip(a: [f32; N], b: [f32; N], f: impl Fn(f32, f32) -> f32) -> [f32; N] {
 
 // SAFETY (all blocks below): pointers are valid for the lanes touched, by the contract of `Simd`.
 impl Simd for Portable {
+    const ISA: crate::Isa = crate::Isa::Portable;
     const LANES: usize = N;
     const TILE_ROWS: usize = 4;
     type V = [f32; N];
@@ -147,4 +148,72 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn prefetch(_: *const f32) {}
+
+    // Nothing below is inlined: tiles of blocks would grow to hundreds of kilobytes, and no function here needs
+    // the features of its caller.
+    type B = [[u8; 4]; N];
+    type I = [i32; N];
+
+    #[inline(never)]
+    unsafe fn load_bytes(p: *const u8) -> Self::B {
+        // SAFETY: see above.
+        unsafe { p.cast::<Self::B>().read_unaligned() }
+    }
+    #[inline(never)]
+    unsafe fn store_bytes(p: *mut u8, b: Self::B) {
+        // SAFETY: see above.
+        unsafe { p.cast::<Self::B>().write_unaligned(b) }
+    }
+    #[inline(never)]
+    unsafe fn splat_bytes(p: *const i8) -> Self::B {
+        // SAFETY: see above.
+        [unsafe { p.cast::<[u8; 4]>().read_unaligned() }; N]
+    }
+    #[inline(never)]
+    unsafe fn bits<const SHIFT: u32>(b: Self::B, mask: u8) -> Self::B {
+        b.map(|lane| lane.map(|byte| byte >> SHIFT & mask))
+    }
+    #[inline(never)]
+    unsafe fn join_bits<const SHIFT: u32>(low: Self::B, high: Self::B) -> Self::B {
+        std::array::from_fn(|i| std::array::from_fn(|j| low[i][j] | high[i][j] << SHIFT))
+    }
+    #[inline(never)]
+    unsafe fn splat_int(x: i32) -> Self::I {
+        [x; N]
+    }
+    #[inline(never)]
+    unsafe fn dot_bytes<const SMALL: bool>(acc: Self::I, w: Self::B, x: Self::B) -> Self::I {
+        std::array::from_fn(|i| {
+            let product = |j: usize| i32::from(w[i][j]) * i32::from(x[i][j] as i8);
+            acc[i] + product(0) + product(1) + product(2) + product(3)
+        })
+    }
+    #[inline(never)]
+    unsafe fn next_byte(a: Self::I, b: Self::I) -> Self::I {
+        std::array::from_fn(|i| 256 * a[i] + b[i])
+    }
+    #[inline(never)]
+    unsafe fn to_float(x: Self::I) -> Self::V {
+        x.map(|x| x as f32)
+    }
+    #[inline(never)]
+    unsafe fn store_ints(p: *mut i8, v: Self::V) {
+        // SAFETY: see above.
+        unsafe { p.cast::<[i8; N]>().write_unaligned(v.map(|x| x as i8)) }
+    }
+    #[inline(never)]
+    unsafe fn load_halves(p: *const f16) -> Self::V {
+        // SAFETY: see above.
+        std::array::from_fn(|i| unsafe { *p.add(i) }.to_f32())
+    }
+    #[inline(never)]
+    unsafe fn load_u8(p: *const u8) -> Self::V {
+        // SAFETY: see above.
+        std::array::from_fn(|i| f32::from(unsafe { *p.add(i) }))
+    }
+    #[inline(never)]
+    unsafe fn load_i8(p: *const i8) -> Self::V {
+        // SAFETY: see above.
+        std::array::from_fn(|i| f32::from(unsafe { *p.add(i) }))
+    }
 }

@@ -1,4 +1,5 @@
-//! The register tile: up to TILE_ROWS rows by two vectors of columns, over a stretch of the depth.
+//! The register tile: some rows by two vectors of columns, over a stretch of the depth; and its kernel for
+//! factors that are floats.
 //!
 //! Operands lie in memory as *words* of four bytes. A *step* of depth is one value (f32) or two (bf16). It
 //! takes one word of a column of the right operand: a value, or a pair. Of a row of the left one it takes
@@ -9,7 +10,90 @@
 use crate::row::{self, for_lanes};
 use crate::simd::Simd;
 use half::bf16;
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
+
+/// How rows are multiplied with the panels of one type. A panel is a sequence of steps of its depth.
+pub(super) trait Kernel: Copy {
+    /// Rows of a tile at most.
+    fn rows(self) -> usize;
+    /// Values of depth in a step.
+    fn depth(self) -> usize;
+    /// Words of a step of a panel.
+    fn right_words(self) -> usize;
+    /// Words of a step of a row of the left operand.
+    fn left_words(self) -> usize;
+    /// Steps of the left operand from `k` consecutive values, the last step perhaps not whole. `out` has
+    /// room for 16 words more than are made.
+    unsafe fn left_of_row(self, out: *mut u32, x: *const f32, k: usize);
+    /// Computes a tile.
+    unsafe fn tile(self, tile: Tile);
+
+    /// Rows of a tile of a wide panel at most.
+    fn wide_rows(self) -> usize {
+        self.rows()
+    }
+    /// Words of a step of a panel that was made wide for many rows; 0 where panels are not.
+    fn wide_words(self) -> usize {
+        0
+    }
+    /// Makes `steps` steps of a panel wide; returns how many steps of [`Kernel::wide_tile`] they are.
+    unsafe fn widen(self, _out: *mut u32, _right: *const u32, steps: usize) -> usize {
+        steps
+    }
+    /// Computes a tile of a wide panel.
+    unsafe fn wide_tile(self, tile: Tile) {
+        // SAFETY: forwarded.
+        unsafe { self.tile(tile) }
+    }
+}
+
+/// The product with panels of floats.
+pub(super) struct Floats<S, F>(PhantomData<(S, F)>);
+
+impl<S, F> Floats<S, F> {
+    pub(super) fn new() -> Floats<S, F> {
+        Floats(PhantomData)
+    }
+}
+
+impl<S, F> Clone for Floats<S, F> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<S, F> Copy for Floats<S, F> {}
+
+impl<S: Simd, F: Factor<S>> Kernel for Floats<S, F> {
+    #[inline(always)]
+    fn rows(self) -> usize {
+        S::TILE_ROWS
+    }
+    #[inline(always)]
+    fn depth(self) -> usize {
+        F::STEP
+    }
+    #[inline(always)]
+    fn right_words(self) -> usize {
+        2 * S::LANES
+    }
+    #[inline(always)]
+    fn left_words(self) -> usize {
+        F::PARTS
+    }
+    #[inline(always)]
+    unsafe fn left_of_row(self, out: *mut u32, x: *const f32, k: usize) {
+        // SAFETY: forwarded (so for the block below).
+        unsafe { F::left_of_row(out, x, k) }
+    }
+    #[inline(always)]
+    unsafe fn tile(self, t: Tile) {
+        // SAFETY: as above.
+        unsafe { tile::<S, Self>(t) }
+    }
+}
 
 /// What a word holds, and how words are multiplied.
 pub(super) trait Factor<S: Simd> {
@@ -217,69 +301,77 @@ pub(super) enum Chain {
     AddOnce,
 }
 
+/// A tile: `rows` rows by `cols` columns, over `steps` steps.
+#[derive(Clone, Copy)]
+pub(super) struct Tile {
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    pub(super) steps: usize,
+    pub(super) left: Left,
+    pub(super) right: *const u32,
+    /// Output rows lie `stride` apart.
+    pub(super) out: *mut f32,
+    pub(super) stride: usize,
+    pub(super) chain: Chain,
+    /// Whether rows of integers have upper bytes.
+    pub(super) fine: bool,
+}
+
+/// R rows by two vectors of columns.
+pub(super) trait TileKernel<S: Simd> {
+    /// Rows of a tile at most.
+    const ROWS: usize;
+
+    /// Computes a tile of R rows and whole vectors.
+    unsafe fn tile_rows<const R: usize>(tile: Tile);
+}
+
 /// The most rows of a tile, and the most columns.
 const LARGEST: (usize, usize) = (14, 32);
 
-/// `rows` rows by `cols` columns, over `steps` steps; output rows lie `ldc` apart.
+/// Computes a tile.
 ///
 /// # Safety
-/// `1 <= rows <= TILE_ROWS`, `1 <= cols <= 2 LANES`; the operands hold `steps` steps; the output is
+/// `1 <= rows <= K::ROWS`, `1 <= cols <= 2 LANES`; the operands hold `steps` steps; the output is
 /// valid for the rows and columns.
 #[inline(always)]
-pub(super) unsafe fn tile<S: Simd, F: Factor<S>>(
-    rows: usize,
-    steps: usize,
-    a: Left,
-    b: *const u32,
-    out: *mut f32,
-    ldc: usize,
-    cols: usize,
-    chain: Chain,
-) {
+pub(super) unsafe fn tile<S: Simd, K: TileKernel<S>>(tile: Tile) {
+    let Tile { rows, cols, .. } = tile;
     let is_edge = cols < 2 * S::LANES;
     let mut edge = MaybeUninit::<[f32; LARGEST.0 * LARGEST.1]>::uninit();
     // SAFETY: forwarded; the copy of a tile at the edge has room for any tile.
     unsafe {
         let copy = edge.as_mut_ptr().cast::<f32>();
-        let (at, stride) = if is_edge {
-            (copy, LARGEST.1)
-        } else {
-            (out, ldc)
-        };
+        let mut whole = tile;
         if is_edge {
+            (whole.out, whole.stride) = (copy, LARGEST.1);
             copy.write_bytes(0, LARGEST.0 * LARGEST.1);
             for r in 0..rows {
-                std::ptr::copy_nonoverlapping(out.add(r * ldc), copy.add(r * stride), cols);
+                let row = tile.out.add(r * tile.stride);
+                std::ptr::copy_nonoverlapping(row, copy.add(r * LARGEST.1), cols);
             }
         }
-        whole_tile::<S, F>(rows, steps, a, b, at, stride, chain);
+        whole_tile::<S, K>(whole);
         if is_edge {
             for r in 0..rows {
-                std::ptr::copy_nonoverlapping(copy.add(r * stride), out.add(r * ldc), cols);
+                let row = tile.out.add(r * tile.stride);
+                std::ptr::copy_nonoverlapping(copy.add(r * LARGEST.1), row, cols);
             }
         }
     }
 }
 
 #[inline(always)]
-unsafe fn whole_tile<S: Simd, F: Factor<S>>(
-    rows: usize,
-    steps: usize,
-    a: Left,
-    b: *const u32,
-    out: *mut f32,
-    ldc: usize,
-    chain: Chain,
-) {
-    const { assert!(S::TILE_ROWS <= LARGEST.0 && 2 * S::LANES <= LARGEST.1) };
+unsafe fn whole_tile<S: Simd, K: TileKernel<S>>(tile: Tile) {
+    const { assert!(K::ROWS <= LARGEST.0 && 2 * S::LANES <= LARGEST.1) };
     macro_rules! by_rows {
         ($($r:literal)*) => {
-            match rows {
-                $($r if $r <= S::TILE_ROWS => {
+            match tile.rows {
+                $($r if $r <= K::ROWS => {
                     // SAFETY: forwarded; this arm has as many rows as it says.
-                    unsafe { tile_rows::<S, F, $r>(steps, a, b, out, ldc, chain) }
+                    unsafe { K::tile_rows::<$r>(tile) }
                 })*
-                _ => debug_assert!(false, "a tile of {rows} rows"),
+                rows => debug_assert!(false, "a tile of {rows} rows"),
             }
         };
     }
@@ -287,51 +379,57 @@ unsafe fn whole_tile<S: Simd, F: Factor<S>>(
 }
 
 // The loops over rows must all unroll, or the sums live in memory: their bodies are kept small.
-#[inline(always)]
-unsafe fn tile_rows<S: Simd, F: Factor<S>, const R: usize>(
-    steps: usize,
-    a: Left,
-    b: *const u32,
-    out: *mut f32,
-    ldc: usize,
-    chain: Chain,
-) {
-    // SAFETY: see `tile`.
-    unsafe {
-        let mut acc = [[S::splat(0.0); 2]; R];
-        if chain == Chain::Continue {
-            for r in 0..R {
-                acc[r] = [
-                    S::load(out.add(r * ldc)),
-                    S::load(out.add(r * ldc + S::LANES)),
-                ];
+impl<S: Simd, F: Factor<S>> TileKernel<S> for Floats<S, F> {
+    const ROWS: usize = S::TILE_ROWS;
+
+    #[inline(always)]
+    unsafe fn tile_rows<const R: usize>(tile: Tile) {
+        let Tile {
+            steps,
+            left: a,
+            right: b,
+            out,
+            stride: ldc,
+            chain,
+            ..
+        } = tile;
+        // SAFETY: see `tile`.
+        unsafe {
+            let mut acc = [[S::splat(0.0); 2]; R];
+            if chain == Chain::Continue {
+                for r in 0..R {
+                    acc[r] = [
+                        S::load(out.add(r * ldc)),
+                        S::load(out.add(r * ldc + S::LANES)),
+                    ];
+                }
+            } else {
+                for r in 0..R {
+                    S::prefetch(out.add(r * ldc));
+                    S::prefetch(out.add(r * ldc + S::LANES));
+                }
             }
-        } else {
-            for r in 0..R {
-                S::prefetch(out.add(r * ldc));
-                S::prefetch(out.add(r * ldc + S::LANES));
-            }
-        }
-        let (mut a_part, mut b_step) = (a.ptr, b);
-        for _ in 0..steps {
-            // Written out: in a loop the sums would not stay in registers.
-            madd_part::<S, F, R>(&mut acc, a_part, a.row_stride, b_step, 0);
-            a_part = a_part.add(a.part_stride);
-            if F::PARTS == 2 {
-                madd_part::<S, F, R>(&mut acc, a_part, a.row_stride, b_step, 1);
+            let (mut a_part, mut b_step) = (a.ptr, b);
+            for _ in 0..steps {
+                // Written out: in a loop the sums would not stay in registers.
+                madd_part::<S, F, R>(&mut acc, a_part, a.row_stride, b_step, 0);
                 a_part = a_part.add(a.part_stride);
+                if F::PARTS == 2 {
+                    madd_part::<S, F, R>(&mut acc, a_part, a.row_stride, b_step, 1);
+                    a_part = a_part.add(a.part_stride);
+                }
+                b_step = b_step.add(2 * S::LANES);
             }
-            b_step = b_step.add(2 * S::LANES);
-        }
-        if chain == Chain::AddOnce {
+            if chain == Chain::AddOnce {
+                for r in 0..R {
+                    acc[r][0] = S::add(S::load(out.add(r * ldc)), acc[r][0]);
+                    acc[r][1] = S::add(S::load(out.add(r * ldc + S::LANES)), acc[r][1]);
+                }
+            }
             for r in 0..R {
-                acc[r][0] = S::add(S::load(out.add(r * ldc)), acc[r][0]);
-                acc[r][1] = S::add(S::load(out.add(r * ldc + S::LANES)), acc[r][1]);
+                S::store(out.add(r * ldc), acc[r][0]);
+                S::store(out.add(r * ldc + S::LANES), acc[r][1]);
             }
-        }
-        for r in 0..R {
-            S::store(out.add(r * ldc), acc[r][0]);
-            S::store(out.add(r * ldc + S::LANES), acc[r][1]);
         }
     }
 }

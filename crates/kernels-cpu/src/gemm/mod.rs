@@ -3,10 +3,10 @@
 //! matmul     y (m, n) = x (m, k) B           B packed from W (n, k) or (k, n)
 //! matmul_tn  c (p, q) += a (m, p)^T b (m, q)
 //!
-//! The right operand lies in panels of two vectors' width, `[k][NR]` (f32) or `[k/2][NR][2]` (bf16
-//! pairs, an odd last value with zero); it is packed once and used for many rows. Rows of the left one
-//! are gathered and rounded on the fly, a block at a time, into scratch that each thread keeps. bf16
-//! factors are rounded to nearest even; sums are f32.
+//! The right operand lies in panels of two vectors' width, `[k][NR]` (f32), `[k/2][NR][2]` (bf16
+//! pairs, an odd last value with zero) or blocks of integers ([`blocks`]); it is packed once and used for
+//! many rows. Rows of the left one are gathered and rounded on the fly, a block at a time, into scratch that
+//! each thread keeps. bf16 factors are rounded to nearest even; sums are f32.
 //!
 //! Every element of the result is one chain of multiply-adds over k in ascending order (pairs of k for
 //! bf16), whatever tile it falls into: its bits depend neither on the number of rows nor on the
@@ -16,22 +16,24 @@
 //!
 //! Absent: alpha and beta, strides, unpacked right operands.
 
+mod blocks;
 mod micro;
 mod pack;
 #[cfg(test)]
 mod tests;
 mod tn;
 
+pub use blocks::Activations;
 pub(crate) use pack::lanes;
-pub use pack::{Compute, Packed};
+pub use pack::{Compute, Packed, Stored};
 pub use tn::matmul_tn;
 pub(crate) use tn::{Rows, groups_tn};
 
 use crate::pool::SharedMut;
 use crate::simd::Simd;
 use crate::{Cpu, Isa, Store};
-use micro::{Bf16, Chain, F32, Factor, Left};
-use pack::Words;
+use micro::{Bf16, Chain, F32, Floats, Kernel, Left, Tile};
+use pack::{Factors, Part, Words};
 use std::cell::Cell;
 use std::ops::Range;
 
@@ -46,6 +48,9 @@ const fn pass_steps<S: Simd>() -> usize {
 
 /// Tiles of rows in a block: the block and a panel stay in a second-level cache of 512 KiB.
 const BLOCK_TILES: usize = 12;
+
+/// Rows from which on it pays to make a panel wide first.
+const WIDE_ROWS: usize = 7;
 
 /// Operands that a thread has packed, kept between calls.
 struct Scratch {
@@ -127,65 +132,109 @@ pub(crate) fn rows_times(
     } else {
         assert!(rows.end <= x_rows, "matmul: no such row");
     }
-    dispatch!(
-        isa,
-        rows_times_in(
-            y: SharedMut<f32>,
-            x: &[f32],
-            gather: Option<&[u32]>,
-            rows: Range<usize>,
-            b: &Packed,
-            panels: Range<usize>,
-            store: Store,
-        )
-    );
-}
-
-#[inline(always)]
-unsafe fn rows_times_in<S: Simd>(
-    y: SharedMut<f32>,
-    x: &[f32],
-    gather: Option<&[u32]>,
-    rows: Range<usize>,
-    b: &Packed,
-    panels: Range<usize>,
-    store: Store,
-) {
-    // SAFETY: forwarded.
-    unsafe {
-        match b.compute() {
-            Compute::F32 => rows_times_as::<S, F32>(y, x, gather, rows, b, panels, store),
-            Compute::Bf16 => rows_times_as::<S, Bf16>(y, x, gather, rows, b, panels, store),
+    for part in b.parts() {
+        let panels = panels.start.max(part.first_panel)..panels.end.min(part.end_panel());
+        if !panels.is_empty() {
+            let rows = rows.clone();
+            match part.factors {
+                Factors::Floats(compute) => dispatch!(
+                    isa,
+                    rows_times_floats(
+                        compute: Compute,
+                        y: SharedMut<f32>,
+                        x: &[f32],
+                        gather: Option<&[u32]>,
+                        rows: Range<usize>,
+                        b: &Packed,
+                        part: &Part,
+                        panels: Range<usize>,
+                        store: Store,
+                    )
+                ),
+                // SAFETY: as for the floats.
+                Factors::Blocks(block_type) => unsafe {
+                    let kernel = blocks::Blocks::new(isa, block_type, b.activations());
+                    rows_times_as(kernel, y, x, gather, rows, b, part, panels, store);
+                },
+            }
         }
     }
 }
 
 #[inline(always)]
-unsafe fn rows_times_as<S: Simd, F: Factor<S>>(
+unsafe fn rows_times_floats<S: Simd>(
+    compute: Compute,
     y: SharedMut<f32>,
     x: &[f32],
     gather: Option<&[u32]>,
     rows: Range<usize>,
     b: &Packed,
+    part: &Part,
     panels: Range<usize>,
     store: Store,
 ) {
-    let (n, k, nr) = (b.n(), b.k(), 2 * S::LANES);
-    let passes = k.div_ceil(pass_steps::<S>() * F::STEP);
-    let pass = k.div_ceil(passes).next_multiple_of(F::STEP);
+    macro_rules! with {
+        ($factor:ty) => {
+            rows_times_as(
+                Floats::<S, $factor>::new(),
+                y,
+                x,
+                gather,
+                rows,
+                b,
+                part,
+                panels,
+                store,
+            )
+        };
+    }
+    // SAFETY: forwarded.
+    unsafe {
+        match compute {
+            Compute::F32 => with!(F32),
+            Compute::Bf16 => with!(Bf16),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn rows_times_as<K: Kernel>(
+    kernel: K,
+    y: SharedMut<f32>,
+    x: &[f32],
+    gather: Option<&[u32]>,
+    rows: Range<usize>,
+    b: &Packed,
+    right: &Part,
+    panels: Range<usize>,
+    store: Store,
+) {
+    let (n, k, nr) = (b.n(), b.k(), b.panel_width());
+    let (step_depth, wide_words) = (kernel.depth(), kernel.wide_words());
+    let is_wide = wide_words > 0 && rows.len() >= WIDE_ROWS;
+    let tile_rows = if is_wide {
+        kernel.wide_rows()
+    } else {
+        kernel.rows()
+    };
+    let pass_steps = PASS_WORDS / kernel.right_words().max(wide_words);
+    let passes = k.div_ceil(pass_steps * step_depth);
+    let pass = k.div_ceil(passes).next_multiple_of(step_depth);
     // An odd number of cache lines, so that the rows of a tile fall into different sets of the cache.
-    let stride = pass_steps::<S>() * F::PARTS + 16;
+    let stride = (pass_steps * kernel.left_words()).next_multiple_of(32) + 16;
     let mut scratch = Scratch::take();
-    let block_rows = rows.len().min(BLOCK_TILES * S::TILE_ROWS);
+    let block_rows = rows.len().min(BLOCK_TILES * tile_rows);
     scratch.left.reserve(block_rows * stride);
     let left = scratch.left.as_mut_ptr();
-    let blocks = rows.len().div_ceil(BLOCK_TILES * S::TILE_ROWS);
+    scratch.right.reserve(pass_steps * wide_words);
+    let wide = scratch.right.as_mut_ptr();
+    let blocks = rows.len().div_ceil(BLOCK_TILES * tile_rows);
     for block in 0..blocks {
         let block = part(&rows, block, blocks);
-        let tiles = block.len().div_ceil(S::TILE_ROWS);
+        let tiles = block.len().div_ceil(tile_rows);
         for depth in (0..k).step_by(pass) {
             let values = (k - depth).min(pass);
-            let steps = values.div_ceil(F::STEP);
+            let steps = values.div_ceil(step_depth);
             let chain = if depth == 0 && store == Store::Overwrite {
                 Chain::Start
             } else {
@@ -199,23 +248,47 @@ unsafe fn rows_times_as<S: Simd, F: Factor<S>>(
                 // SAFETY: the caller checked the row; the scratch has a stride for each of the block.
                 unsafe {
                     let out = left.add((row - block.start) * stride);
-                    F::left_of_row(out, x.as_ptr().add(source * k + depth), values);
+                    kernel.left_of_row(out, x.as_ptr().add(source * k + depth), values);
                 }
             }
             for panel in panels.clone() {
-                let cols = (n - panel * nr).min(nr);
-                for tile in 0..tiles {
-                    let tile = part(&block, tile, tiles);
-                    // SAFETY: the panel has these steps; the output by the contract of `rows_times`.
+                let column = right.column(panel, nr);
+                let mut tile = Tile {
+                    rows: 0,
+                    cols: (right.end_column() - column).min(nr),
+                    steps,
+                    left: Left {
+                        ptr: left,
+                        row_stride: stride,
+                        part_stride: 1,
+                    },
+                    right: std::ptr::null(),
+                    out: y.ptr(),
+                    stride: n,
+                    chain,
+                    fine: false,
+                };
+                // SAFETY: the panel has these steps, and the scratch room for those of a pass.
+                unsafe {
+                    let words = depth / step_depth * kernel.right_words();
+                    tile.right = right.panel(panel).add(words);
+                    if is_wide {
+                        tile.steps = kernel.widen(wide, tile.right, steps);
+                        tile.right = wide;
+                    }
+                }
+                for idx in 0..tiles {
+                    let rows = part(&block, idx, tiles);
+                    // SAFETY: as above; the output by the contract of `rows_times`.
                     unsafe {
-                        let a = Left {
-                            ptr: left.add((tile.start - block.start) * stride),
-                            row_stride: stride,
-                            part_stride: 1,
-                        };
-                        let right = b.panel(panel).add(depth / F::STEP * nr);
-                        let out = y.ptr().add(tile.start * n + panel * nr);
-                        micro::tile::<S, F>(tile.len(), steps, a, right, out, n, cols, chain);
+                        tile.rows = rows.len();
+                        tile.left.ptr = left.add((rows.start - block.start) * stride);
+                        tile.out = y.ptr().add(rows.start * n + column);
+                        if is_wide {
+                            kernel.wide_tile(tile);
+                        } else {
+                            kernel.tile(tile);
+                        }
                     }
                 }
             }

@@ -5,7 +5,7 @@
 //! group; the sum of a stretch is one chain from zero, in the order of the rows, and is added to c once.
 //! Both sides are packed as they are read: a stretch of b in panels, then some tiles of a at a time.
 
-use super::micro::{self, Bf16, Chain, F32, Factor, Left};
+use super::micro::{self, Bf16, Chain, F32, Factor, Floats, Left, Tile};
 use super::pack::{Compute, lanes};
 use super::{Scratch, part, pass_steps};
 use crate::pool::{PIECES, SharedMut};
@@ -200,14 +200,21 @@ unsafe fn group_tn_as<S: Simd, F: Factor<S>>(
                         let n = nr.min(q - panel * nr);
                         for first in some.clone().step_by(S::TILE_ROWS) {
                             let count = (some.end - first).min(S::TILE_ROWS);
-                            let tile = Left {
-                                ptr: left.add((first - some.start) * steps * F::PARTS),
-                                row_stride: 1,
-                                part_stride: S::TILE_ROWS,
-                            };
-                            let out = c.ptr().add(first * q + panel * nr);
-                            let chain = Chain::AddOnce;
-                            micro::tile::<S, F>(count, steps, tile, right, out, q, n, chain);
+                            micro::tile::<S, Floats<S, F>>(Tile {
+                                rows: count,
+                                cols: n,
+                                steps,
+                                left: Left {
+                                    ptr: left.add((first - some.start) * steps * F::PARTS),
+                                    row_stride: 1,
+                                    part_stride: S::TILE_ROWS,
+                                },
+                                right,
+                                out: c.ptr().add(first * q + panel * nr),
+                                stride: q,
+                                chain: Chain::AddOnce,
+                                fine: false,
+                            });
                         }
                     }
                 }

@@ -2,10 +2,12 @@
 
 #![expect(
     clippy::print_stdout,
+    clippy::unwrap_used,
     reason = "a failed test is told by its panic, a skipped one by a line"
 )]
 
 mod attention;
+mod blocks;
 mod gemm;
 
 use dokja_kernels_cpu::{Cpu, Isa};

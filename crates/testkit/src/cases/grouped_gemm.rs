@@ -9,7 +9,7 @@ use std::ops::Range;
 use tensor::ops::gemm::Store;
 use tensor::ops::grouped_gemm::{grouped_matmul, grouped_matmul_tn};
 use tensor::packed::PackedGroup;
-use tensor::{Compute, Device};
+use tensor::{Compute, Device, Packed};
 
 /// Rows of each group (none, one, few, many), columns, depth.
 const SIZES: [(&[usize], usize, usize); 6] = [
@@ -211,7 +211,8 @@ impl Case for Grouped {
         let (e, n, k, compute) = (self.groups.len(), self.n, self.k, self.compute);
         match self.kind {
             Kind::Gathered | Kind::InPlace => {
-                let mut packed = PackedGroup::new(device, compute, e, n, k);
+                let zeros = |_| Packed::new(device, compute, n, k);
+                let mut packed = PackedGroup::of((0..e).map(zeros));
                 for idx in 0..e {
                     packed.pack(device, idx, w.range(idx * n * k..(idx + 1) * n * k));
                 }
@@ -228,7 +229,8 @@ impl Case for Grouped {
                 })
             }
             Kind::Transposed => {
-                let mut packed = PackedGroup::new(device, compute, e, k, n);
+                let zeros = |_| Packed::new(device, compute, k, n);
+                let mut packed = PackedGroup::of((0..e).map(zeros));
                 for idx in 0..e {
                     packed.pack_transposed(device, idx, w.range(idx * n * k..(idx + 1) * n * k));
                 }

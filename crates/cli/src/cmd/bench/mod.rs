@@ -1,5 +1,6 @@
 //! `dokja bench`: measured speed against the measured limits of this machine.
 
+mod infer;
 mod kernels;
 mod train;
 
@@ -16,11 +17,15 @@ pub(crate) struct Args {
 enum Command {
     Kernels(kernels::Args),
     Train(train::Args),
+    Prefill(infer::PrefillArgs),
+    Decode(infer::DecodeArgs),
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     match &args.command {
         Command::Kernels(args) => kernels::run(args),
         Command::Train(args) => train::run(args),
+        Command::Prefill(args) => infer::prefill(args),
+        Command::Decode(args) => infer::decode(args),
     }
 }

@@ -6,19 +6,12 @@ use crate::{env, memory, open};
 use anyhow::{Context, Result};
 use checkpoint::Checkpoint;
 use model::config::{MlpType, ModelConfig, NormPlacement};
-use model::flops::{Counts, count};
+use model::flops::{Counts, count, kv_bytes};
 use model::weights::Role;
 use model::{Layout, config};
 use serde_json::json;
 use std::fmt::Write;
 use std::path::Path;
-
-/// Bytes of keys and values in bf16 of all layers after that many tokens.
-fn kv_bytes(config: &ModelConfig, tokens: usize) -> u64 {
-    let kept = |window: &Option<usize>| window.unwrap_or(tokens).min(tokens) as u64;
-    let rows: u64 = config.sliding_windows.iter().map(kept).sum();
-    rows * 2 * config.kv_size() as u64 * 2
-}
 
 /// Bytes of the weights in a precision with so many bits a weight of its matrices, vectors in f32.
 fn stored_bytes(layout: &Layout, bits: f64) -> u64 {
@@ -44,7 +37,7 @@ const PRECISIONS: [(&str, f64); 7] = [
 pub(super) fn inspect(path: &Path) -> Result<Told> {
     let checkpoint = Checkpoint::open_unchecked(path)?;
     let problem = checkpoint.check().err().map(|e| e.to_string());
-    let mut told = describe(&checkpoint.config, &checkpoint.layout)?;
+    let mut told = describe(&checkpoint.config, &checkpoint.layout, Some(&checkpoint))?;
     let stored = checkpoint.stored();
     let mut line = String::new();
     for (name, tensors, bytes_of) in &stored {
@@ -82,21 +75,25 @@ pub(super) fn inspect_config(path: &Path) -> Result<Told> {
         std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let config =
         ModelConfig::from_json(&text).with_context(|| format!("cannot use {}", path.display()))?;
-    let mut told = describe(&config, &Layout::new(&config))?;
+    let mut told = describe(&config, &Layout::new(&config), None)?;
     told.text = format!("configuration {}\n\n{}", path.display(), told.text);
     told.json["kind"] = json!("config");
     told.json["path"] = json!(path);
     Ok(told)
 }
 
-fn describe(config: &ModelConfig, layout: &Layout) -> Result<Told> {
+fn describe(
+    config: &ModelConfig,
+    layout: &Layout,
+    checkpoint: Option<&Checkpoint>,
+) -> Result<Told> {
     let counts = count(config, layout, 1, false);
     let context = config.max_position_embeddings;
     let kv_full = kv_bytes(config, context);
     // What one more token adds once every window is full.
     let kv_token = kv_bytes(config, context) - kv_bytes(config, context - 1);
     let (device, threads) = (env::device()?, env::threads()?);
-    let needed = open::memory_needed(config);
+    let needed = open::memory_needed(config, checkpoint);
     let available = memory::available_bytes();
     let fits = available.is_none_or(|available| needed <= available);
     let precisions = PRECISIONS.map(|(name, bits)| (name, stored_bytes(layout, bits)));

@@ -1,0 +1,203 @@
+//! `dokja bench prefill` and `dokja bench decode`: an engine on random tokens, one request at a time.
+
+use crate::open::{self, OpenModel, RunArgs};
+use crate::progress::tell;
+use crate::{env, interrupt, memory, print};
+use anyhow::{Context, Result, bail};
+use infer::{Engine, EngineConfig, Request, SamplingParams};
+use kernels_cpu::peak::{Memory, Peaks};
+use numerics::Rng;
+use serde_json::{Value, json};
+use std::path::PathBuf;
+use std::time::Instant;
+use tensor::Device;
+
+/// Times reading a prompt.
+///
+/// From the first token of a prompt to the first of the answer: one prompt at a time, of random tokens, another
+/// one in each run.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  dokja bench prefill model.gguf
+  dokja bench prefill model.gguf --activation-bits 8 --prompt 8192 --json")]
+pub(crate) struct PrefillArgs {
+    #[command(flatten)]
+    common: Common,
+    /// Tokens of the prompt.
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
+    prompt: u32,
+}
+
+/// Times writing an answer.
+///
+/// One request at a time, token by token, after a short prompt. The fraction of bandwidth counts the bytes of
+/// weights and of keys and values that a token must touch, by the measured rate of reading.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  dokja bench decode model.gguf
+  dokja bench decode model.gguf --prompt 2048 --generate 256 --json")]
+pub(crate) struct DecodeArgs {
+    #[command(flatten)]
+    common: Common,
+    /// Tokens of the prompt, which is not timed.
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
+    prompt: u32,
+    /// Tokens that are timed.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    generate: u32,
+}
+
+#[derive(clap::Args)]
+struct Common {
+    /// A run directory, a checkpoint directory or a .gguf file.
+    model: PathBuf,
+    /// Runs that are timed, after one that is not; the median is told.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    runs: u32,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+pub(crate) fn prefill(args: &PrefillArgs) -> Result<()> {
+    let (mut bench, model) = Bench::new(&args.common)?;
+    let prompt = args.prompt as usize;
+    let rate = bench.median(&|bench| {
+        let (seconds, _) = bench.speak(prompt, 1)?;
+        Ok(prompt as f64 / seconds)
+    })?;
+    let counts = model::flops::count(&model.config, &bench.layout, prompt, false);
+    let flops = counts.forward_flops_per_token;
+    let peak = bench.peaks.f32_flops;
+    let mut told = bench.told(rate);
+    told["prompt"] = json!(prompt);
+    told["flops_per_token"] = json!(flops);
+    told["fraction_of_f32_peak"] = json!(rate * flops / peak);
+    print(&match args.common.json {
+        true => told.to_string(),
+        false => format!(
+            "{rate:.1} tokens/s on a prompt of {prompt}: {:.0} GFLOP/s, {:.2} times the peak of f32",
+            rate * flops / 1e9,
+            rate * flops / peak
+        ),
+    });
+    Ok(())
+}
+
+pub(crate) fn decode(args: &DecodeArgs) -> Result<()> {
+    let (mut bench, model) = Bench::new(&args.common)?;
+    let (prompt, generate) = (args.prompt as usize, args.generate as usize);
+    let rate = bench.median(&|bench| {
+        let (_, seconds) = bench.speak(prompt, generate + 1)?;
+        Ok(generate as f64 / seconds)
+    })?;
+    let touched = model.bytes_per_token(prompt + generate / 2);
+    let fraction = rate * touched as f64 / bench.peaks.read_bytes;
+    let mut told = bench.told(rate);
+    told["bytes_per_token"] = json!(touched);
+    told["fraction_of_bandwidth"] = json!(fraction);
+    told["read_bytes_per_sec"] = json!(bench.peaks.read_bytes);
+    print(&match args.common.json {
+        true => told.to_string(),
+        false => format!(
+            "{rate:.1} tokens/s: {} a token, {:.0} % of the {:.1} GB/s that are read here",
+            crate::progress::bytes(touched),
+            100.0 * fraction,
+            bench.peaks.read_bytes / 1e9
+        ),
+    });
+    Ok(())
+}
+
+struct Bench {
+    engine: Engine,
+    layout: model::Layout,
+    peaks: Peaks,
+    rng: Rng,
+    runs: u32,
+    isa: &'static str,
+    threads: usize,
+}
+
+impl Bench {
+    fn new(args: &Common) -> Result<(Bench, OpenModel)> {
+        interrupt::listen()?;
+        let device = env::device()?;
+        let Device::Cpu(cpu) = &device;
+        tell("measuring the limits of this machine");
+        let peaks = Peaks::measure(cpu, &mut Memory::new(memory::measuring_bytes()));
+        let (isa, threads) = (device.name(), device.threads());
+        drop(device);
+        let model = open::model(&args.model, &args.run)?;
+        tell(&format!("loading {}", model.path.display()));
+        let engine = model.engine(EngineConfig {
+            max_num_seqs: 1,
+            max_num_waiting: 1,
+            ..EngineConfig::default()
+        })?;
+        let bench = Bench {
+            engine,
+            layout: model::Layout::for_serving(&model.config),
+            peaks,
+            rng: Rng::new(0, "bench"),
+            runs: args.runs,
+            isa,
+            threads,
+        };
+        Ok((bench, model))
+    }
+
+    /// Seconds from a prompt to the first token, and from there to the last of `max_tokens`.
+    fn speak(&mut self, prompt: usize, max_tokens: usize) -> Result<(f64, f64)> {
+        let vocab_size = self.engine.vocab_size();
+        let request = Request {
+            prompt_ids: (0..prompt)
+                .map(|_| self.rng.below(vocab_size) as u32)
+                .collect(),
+            max_tokens,
+            sampling: SamplingParams::greedy(),
+            stop_ids: Vec::new(),
+            budget: None,
+        };
+        let began = Instant::now();
+        self.engine.submit(request)?;
+        let mut first = None;
+        let mut tokens = 0;
+        while !self.engine.is_idle() {
+            tokens += self.engine.step().len();
+            if tokens > 0 {
+                first.get_or_insert_with(Instant::now);
+            }
+            if interrupt::is_asked() {
+                bail!(interrupt::Interrupted("nothing was measured".into()));
+            }
+        }
+        if tokens < max_tokens {
+            bail!("{prompt} tokens and {max_tokens} more are longer than the model's context");
+        }
+        let first = first.context("an answer has a token")?;
+        Ok(((first - began).as_secs_f64(), first.elapsed().as_secs_f64()))
+    }
+
+    fn median(&mut self, run: &dyn Fn(&mut Bench) -> Result<f64>) -> Result<f64> {
+        tell("timing");
+        run(self)?;
+        let mut all = Vec::new();
+        for _ in 0..self.runs {
+            all.push(run(self)?);
+        }
+        all.sort_by(f64::total_cmp);
+        Ok(all[all.len() / 2])
+    }
+
+    fn told(&self, tokens_per_sec: f64) -> Value {
+        json!({
+            "tokens_per_sec": tokens_per_sec,
+            "runs": self.runs,
+            "isa": self.isa,
+            "threads": self.threads,
+        })
+    }
+}

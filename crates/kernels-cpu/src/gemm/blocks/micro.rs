@@ -1,0 +1,360 @@
+//! Rows as integers, and the register tile over blocks.
+
+use super::{Activations, Format, GROUP, group_bytes, head_bytes, tile_rows};
+use crate::Isa;
+use crate::gemm::micro::{Chain, Tile, TileKernel};
+use crate::simd::Simd;
+use half::f16;
+use std::marker::PhantomData;
+
+/// Panels of a format.
+pub(super) struct Panels<T>(PhantomData<T>);
+
+/// Rows of a tile at most, of panels that are made wide for more.
+pub(super) const FEW_ROWS: usize = 3;
+
+/// A group of a row: a cache line. Upper bytes, where integers have 16 bits, follow it.
+#[repr(C, align(32))]
+struct Group {
+    /// The integers, or their lower bytes: a value is 256 high + low.
+    low: [i8; GROUP],
+    scale: f32,
+    /// -offset times the sum of the integers, for each scale of a group of the right operand.
+    start: [i32; 2],
+    /// scale times the sum of the integers, likewise.
+    term: [f32; 2],
+}
+
+const GROUP_WORDS: usize = size_of::<Group>() / 4;
+
+/// Words of a group of a row with its upper bytes, if it has them.
+#[inline(always)]
+pub(super) const fn left_words(fine: bool) -> usize {
+    if fine {
+        GROUP_WORDS + GROUP / 4
+    } else {
+        GROUP_WORDS
+    }
+}
+
+/// Below this magnitude a group is zero: the largest integer divided by it would not be finite.
+const TINY: f32 = 1e-33;
+
+/// `k` values of a row, in whole groups, with what follows from the sums for the offset and the scales of a
+/// group of a type.
+pub(super) fn quantise(
+    isa: Isa,
+    activations: Activations,
+    offset: i32,
+    scales: usize,
+    out: *mut u32,
+    x: *const f32,
+    k: usize,
+) {
+    dispatch_integers!(
+        isa,
+        quantise_in(
+            activations: Activations,
+            offset: i32,
+            scales: usize,
+            out: *mut u32,
+            x: *const f32,
+            k: usize,
+        )
+    );
+}
+
+#[inline(always)]
+unsafe fn quantise_in<S: Simd>(
+    activations: Activations,
+    offset: i32,
+    scales: usize,
+    out: *mut u32,
+    x: *const f32,
+    k: usize,
+) {
+    // SAFETY: the caller has whole groups, and room for as many.
+    unsafe {
+        for g in 0..k / GROUP {
+            let fine = activations == Activations::Int16;
+            let words = out.add(left_words(fine) * g);
+            let (group, high) = (&mut *words.cast::<Group>(), words.add(GROUP_WORDS).cast());
+            let sums = match fine {
+                false => integers::<S, false>(group, high, x.add(GROUP * g)),
+                true => integers::<S, true>(group, high, x.add(GROUP * g)),
+            };
+            let sums = match scales {
+                1 => [sums[0] + sums[1]; 2],
+                _ => sums,
+            };
+            for (i, sum) in sums.into_iter().enumerate() {
+                group.start[i] = -offset * sum as i32;
+                group.term[i] = group.scale * sum;
+            }
+        }
+    }
+}
+
+/// 32 values as integers; returns the sums of either half of them.
+#[inline(always)]
+unsafe fn integers<S: Simd, const FINE: bool>(
+    out: &mut Group,
+    high: *mut i8,
+    x: *const f32,
+) -> [f32; 2] {
+    const { assert!((GROUP / 2) % S::LANES == 0) };
+    let limit = if FINE { 127.0 * 256.0 } else { 127.0 };
+    // SAFETY: 32 values at `x`, and room for 32 integers.
+    unsafe {
+        let (mut largest, mut poison) = (S::splat(0.0), S::splat(0.0));
+        for i in (0..GROUP).step_by(S::LANES) {
+            let x = S::load(x.add(i));
+            largest = S::max(largest, S::max(x, S::sub(S::splat(0.0), x)));
+            // 0, or NaN if a value is not finite.
+            poison = S::fma(x, S::splat(0.0), poison);
+        }
+        let largest = S::reduce_max(largest);
+        let inverse = if largest > TINY { limit / largest } else { 0.0 };
+        out.scale = largest * (1.0 / limit) + S::reduce_add(poison);
+        let mut sums = [0.0; 2];
+        for (half, sum) in sums.iter_mut().enumerate() {
+            let mut lanes = S::splat(0.0);
+            for i in (0..GROUP / 2).step_by(S::LANES) {
+                let at = half * GROUP / 2 + i;
+                let mut q = S::round(S::mul(S::load(x.add(at)), S::splat(inverse)));
+                lanes = S::add(lanes, q);
+                if FINE {
+                    // The half of a unit keeps low from being 128.
+                    let (unit, half) = (S::splat(1.0 / 256.0), S::splat(0.5 / 256.0));
+                    let upper = S::round(S::fma(q, unit, half));
+                    S::store_ints(high.add(at), upper);
+                    q = S::fma(upper, S::splat(-256.0), q);
+                }
+                S::store_ints(out.low.as_mut_ptr().add(at), q);
+            }
+            *sum = S::reduce_add(lanes);
+        }
+        sums
+    }
+}
+
+impl<S: Simd, T: Format> TileKernel<S> for Panels<T> {
+    const ROWS: usize = if T::WIDE.is_none() || tile_rows::<S>() < FEW_ROWS {
+        tile_rows::<S>()
+    } else {
+        FEW_ROWS
+    };
+
+    #[inline(always)]
+    unsafe fn tile_rows<const R: usize>(tile: Tile) {
+        let Tile {
+            steps,
+            left: a,
+            right,
+            out,
+            stride,
+            chain,
+            fine,
+            ..
+        } = tile;
+        // SAFETY: by the contract of the trait.
+        unsafe {
+            let mut sums = [[S::splat(0.0); 2]; R];
+            if chain == Chain::Continue {
+                for r in 0..R {
+                    let row = out.add(r * stride);
+                    sums[r] = [S::load(row), S::load(row.add(S::LANES))];
+                }
+            }
+            let (mut left, mut right) = (a.ptr, right.cast::<u8>());
+            for _ in 0..steps {
+                let heads = heads::<S, T>(right);
+                right = right.add(head_bytes::<T>(S::LANES));
+                for _ in 0..T::GROUPS {
+                    group::<S, T, R>(&mut sums, left, a.row_stride, right, heads, fine);
+                    left = left.add(left_words(fine));
+                    right = right.add(group_bytes::<T>(S::LANES));
+                }
+            }
+            for r in 0..R {
+                let row = out.add(r * stride);
+                S::store(row, sums[r][0]);
+                S::store(row.add(S::LANES), sums[r][1]);
+            }
+        }
+    }
+}
+
+/// Scales of a block, and of what is added: for both halves.
+pub(super) type Heads<S> = [[<S as Simd>::V; 2]; 2];
+
+/// Those at the start of a block.
+#[inline(always)]
+pub(super) unsafe fn heads<S: Simd, T: Format>(block: *const u8) -> Heads<S> {
+    // SAFETY: by the layout of a panel (so for every block below).
+    unsafe {
+        let none = [S::splat(0.0); 2];
+        let halves = |p: *const f16| [S::load_halves(p), S::load_halves(p.add(S::LANES))];
+        let head = block.cast::<f16>();
+        match (T::IS_WIDE, T::HAS_TERMS) {
+            (true, _) => [none, none],
+            (_, false) => [halves(head), none],
+            (_, true) => [halves(head), halves(head.add(2 * S::LANES))],
+        }
+    }
+}
+
+/// Scale `i` of a group, and what is added.
+#[inline(always)]
+pub(super) unsafe fn scales<S: Simd, T: Format>(
+    group: *const u8,
+    heads: Heads<S>,
+    i: usize,
+) -> Heads<S> {
+    // SAFETY: as above.
+    unsafe {
+        let at = group.add(8 * S::LANES * T::VECTORS);
+        if T::IS_WIDE {
+            let at = at.cast::<f32>().add(2 * S::LANES * i);
+            let two = |p: *const f32| [S::load(p), S::load(p.add(S::LANES))];
+            return match T::HAS_TERMS {
+                true => [two(at), two(at.add(2 * S::LANES * T::SCALES))],
+                false => [two(at), heads[1]],
+            };
+        }
+        if T::GROUPS == 1 {
+            return heads;
+        }
+        let [d, m] = heads;
+        let s = at.add(2 * S::LANES * i);
+        let scale = [
+            S::mul(d[0], S::load_i8(s.cast())),
+            S::mul(d[1], S::load_i8(s.add(S::LANES).cast())),
+        ];
+        if !T::HAS_TERMS {
+            return [scale, m];
+        }
+        let t = s.add(2 * S::LANES * T::SCALES);
+        let term = [
+            S::mul(m[0], S::load_u8(t)),
+            S::mul(m[1], S::load_u8(t.add(S::LANES))),
+        ];
+        [scale, term]
+    }
+}
+
+/// One group of the right operand with the same group of R rows.
+#[inline(always)]
+unsafe fn group<S: Simd, T: Format, const R: usize>(
+    sums: &mut [[S::V; 2]; R],
+    left: *const u32,
+    row_stride: usize,
+    right: *const u8,
+    heads: Heads<S>,
+    fine: bool,
+) {
+    // SAFETY: as above.
+    unsafe {
+        macro_rules! part {
+            ($i:literal: $($step:literal)*) => {
+                let mut ints = [[S::splat_int(0); 2]; R];
+                if fine {
+                    let high = left.add(GROUP_WORDS);
+                    $(dot::<S, T, R, $step>(&mut ints, high, row_stride, right);)*
+                }
+                start::<S, R>(&mut ints, left, row_stride, $i);
+                $(dot::<S, T, R, $step>(&mut ints, left, row_stride, right);)*
+                let [scale, term] = scales::<S, T>(right, heads, $i);
+                fold::<S, T, R>(sums, &ints, left, row_stride, scale, term, $i);
+            };
+        }
+        if T::SCALES == 1 {
+            part!(0: 0 1 2 3 4 5 6 7);
+        } else {
+            part!(0: 0 1 2 3);
+            part!(1: 4 5 6 7);
+        }
+    }
+}
+
+/// The group of row r.
+#[inline(always)]
+unsafe fn row(left: *const u32, row_stride: usize, r: usize) -> *const Group {
+    // SAFETY: as above.
+    unsafe { left.add(r * row_stride).cast() }
+}
+
+/// What the lower bytes start from.
+#[inline(always)]
+unsafe fn start<S: Simd, const R: usize>(
+    ints: &mut [[S::I; 2]; R],
+    left: *const u32,
+    row_stride: usize,
+    i: usize,
+) {
+    // SAFETY: as above.
+    unsafe {
+        for r in 0..R {
+            let start = S::splat_int((*row(left, row_stride, r)).start[i]);
+            ints[r][0] = S::next_byte(ints[r][0], start);
+            ints[r][1] = S::next_byte(ints[r][1], start);
+        }
+    }
+}
+
+/// One step. `left` is the lower or the upper bytes of a group.
+#[inline(always)]
+unsafe fn dot<S: Simd, T: Format, const R: usize, const STEP: usize>(
+    ints: &mut [[S::I; 2]; R],
+    left: *const u32,
+    row_stride: usize,
+    right: *const u8,
+) {
+    // SAFETY: as above.
+    unsafe {
+        let w0 = T::step::<S, STEP>(right);
+        let w1 = T::step::<S, STEP>(right.add(4 * S::LANES * T::VECTORS));
+        for r in 0..R {
+            let x = S::splat_bytes(left.add(r * row_stride + STEP).cast());
+            ints[r][0] = dot_bytes::<S, T>(ints[r][0], w0, x);
+            ints[r][1] = dot_bytes::<S, T>(ints[r][1], w1, x);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn dot_bytes<S: Simd, T: Format>(acc: S::I, w: S::B, x: S::B) -> S::I {
+    // SAFETY: as above.
+    unsafe {
+        match T::SMALL {
+            true => S::dot_bytes::<true>(acc, w, x),
+            false => S::dot_bytes::<false>(acc, w, x),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn fold<S: Simd, T: Format, const R: usize>(
+    sums: &mut [[S::V; 2]; R],
+    ints: &[[S::I; 2]; R],
+    left: *const u32,
+    row_stride: usize,
+    scale: [S::V; 2],
+    term: [S::V; 2],
+    i: usize,
+) {
+    // SAFETY: as above.
+    unsafe {
+        for r in 0..R {
+            let row = row(left, row_stride, r);
+            let x = S::splat((*row).scale);
+            sums[r][0] = S::fma(S::to_float(ints[r][0]), S::mul(scale[0], x), sums[r][0]);
+            sums[r][1] = S::fma(S::to_float(ints[r][1]), S::mul(scale[1], x), sums[r][1]);
+            if T::HAS_TERMS {
+                let x = S::splat((*row).term[i]);
+                sums[r][0] = S::fma(term[0], x, sums[r][0]);
+                sums[r][1] = S::fma(term[1], x, sums[r][1]);
+            }
+        }
+    }
+}
