@@ -13,6 +13,7 @@ mod write;
 
 use crate::{CheckpointError, tally};
 use formats::gguf::{Gguf, GgufError, GgufTensor, Value};
+use formats::mmap::Advice;
 use model::config::{Architecture, Compute, MlpType, ModelConfig};
 use model::names::{self, LayerPart, Part, Stored};
 use model::weights::{Blocks, TensorSpec};
@@ -127,6 +128,17 @@ impl GgufModel {
             })?;
         }
         Ok(())
+    }
+
+    /// Tells what will become of a tensor.
+    pub(crate) fn advise(&self, config: &ModelConfig, spec: &TensorSpec, advice: Advice) {
+        let Ok((place, tensor)) = self.place(config, spec) else {
+            return;
+        };
+        let bytes = |values: usize| tensor.known_type().ok()?.bytes_for(values).ok();
+        if let (Some(start), Some(len)) = (bytes(place.start), bytes(spec.span.len)) {
+            self.file.advise(&place.name, start..start + len, advice);
+        }
     }
 
     /// The rows of a matrix as they are stored, in our order, where that is in blocks of integers.

@@ -7,6 +7,7 @@
 //! that such files have for activations are not used: activations are not rounded here.
 
 use crate::{CheckpointError, tally};
+use formats::mmap::Advice;
 use formats::safetensors::{Dtype, SafeTensors, TensorView};
 use model::names::{self, Stored};
 use model::weights::TensorSpec;
@@ -112,6 +113,17 @@ impl HuggingFace {
         match view.dtype {
             Dtype::F8E4M3 => self.scale(&place, row, out),
             _ => Ok(()),
+        }
+    }
+
+    /// Tells what will become of a tensor.
+    pub(crate) fn advise(&self, config: &ModelConfig, spec: &TensorSpec, advice: Advice) {
+        let stored = self.place(config, spec).ok();
+        let stored = stored.and_then(|place| Some((self.file.get(&place.name).ok()?.dtype, place)));
+        if let Some((dtype, place)) = stored {
+            let bytes = |elements: usize| elements * dtype.size();
+            let range = bytes(place.start)..bytes(place.start + spec.span.len);
+            self.file.advise(&place.name, range, advice);
         }
     }
 

@@ -15,6 +15,7 @@ pub mod write;
 use formats::error::FileError;
 use formats::gguf::{Gguf, GgufError};
 use formats::json::JsonError;
+use formats::mmap::Advice;
 use formats::safetensors::SafeTensorsError;
 use gguf::GgufModel;
 use hugging_face::HuggingFace;
@@ -265,6 +266,13 @@ impl Checkpoint {
         }
     }
 
+    fn advise(&self, spec: &TensorSpec, advice: Advice) {
+        match &self.files {
+            Files::HuggingFace(files) => files.advise(&self.config, spec, advice),
+            Files::Gguf(file) => file.advise(&self.config, spec, advice),
+        }
+    }
+
     /// All parameters in f32, in the order of the layout.
     ///
     /// # Errors
@@ -290,6 +298,14 @@ impl Source for Checkpoint {
             Files::HuggingFace(_) => Ok(None),
             Files::Gguf(file) => file.blocks(&self.config, spec),
         }
+    }
+
+    fn prefetch(&self, spec: &TensorSpec) {
+        self.advise(spec, Advice::WillNeed);
+    }
+
+    fn release(&self, spec: &TensorSpec) {
+        self.advise(spec, Advice::Release);
     }
 }
 

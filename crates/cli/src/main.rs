@@ -5,6 +5,7 @@
 
 mod cmd;
 mod env;
+mod fit;
 mod interrupt;
 mod memory;
 mod open;

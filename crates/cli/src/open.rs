@@ -3,27 +3,22 @@
 //! Shared by every command that makes a model speak (generate, chat, serve, eval). Opening reads only the
 //! small files; the weights are read by [`OpenModel::engine`], which may be called again.
 
-use crate::progress::{bytes, tell};
+use crate::fit::{Fit, packed_bytes};
 use crate::{env, memory};
 use anyhow::{Context, Result, bail};
 use checkpoint::Checkpoint;
 use formats::gguf::Gguf;
 use formats::hash;
 use infer::{Engine, EngineConfig, ModelRunner};
-use model::config::Compute;
 use model::flops::kv_bytes;
 use model::names::{LayerPart, Part};
-use model::weights::{Source, TensorSpec};
+use model::weights::Source;
 use model::{Layout, ModelConfig, Transformer};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tensor::Activations;
 use tokenizer::{ChatFormat, ChatTemplate, GgufVocab, Tokenizer};
-
-/// A context that is worth having: where the memory holds less, and the model could take more, it is
-/// refused.
-const MIN_CONTEXT: usize = 4096;
 
 /// How a model is run, for every command that runs one.
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -33,6 +28,10 @@ pub(crate) struct RunArgs {
     /// prompt is read about 1.6 times as fast, and answers may differ.
     #[arg(long, value_enum, value_name = "BITS", default_value_t)]
     activation_bits: ActivationBits,
+    /// The most memory to hold, such as 8GB or 500MB; without it, what is available. Where not all experts fit,
+    /// the busiest are kept and the others read from disk when they are needed.
+    #[arg(long, value_name = "SIZE", value_parser = memory::parse_bytes)]
+    memory: Option<u64>,
 }
 
 /// Choices of `--activation-bits`.
@@ -60,7 +59,7 @@ pub(crate) struct OpenModel {
     pub(crate) path: PathBuf,
     /// Its architecture.
     pub(crate) config: ModelConfig,
-    checkpoint: Checkpoint,
+    checkpoint: Arc<Checkpoint>,
     tokenizer: Option<Arc<Tokenizer>>,
     eos_token_ids: Vec<u32>,
     run: RunArgs,
@@ -81,38 +80,6 @@ pub(crate) fn checkpoint(path: &Path) -> Result<Checkpoint> {
     Ok(Checkpoint::open(&formats::run_dir::resolve_model(path)?)?)
 }
 
-/// What opening a model to run it takes: embedding, norms and biases in f32, the matrices packed, and one of
-/// them as it is read.
-pub(crate) fn memory_needed(config: &ModelConfig, checkpoint: Option<&Checkpoint>) -> u64 {
-    let layout = Layout::for_serving(config);
-    let (mut packed, mut largest) = (0, 0);
-    for spec in &layout.tensors[..] {
-        if spec.span.start >= layout.kept_len {
-            let (bytes, is_blocks) = packed_bytes(config, checkpoint, spec);
-            packed += bytes;
-            if !is_blocks {
-                largest = largest.max(4 * spec.span.len as u64);
-            }
-        }
-    }
-    4 * layout.kept_len as u64 + packed + largest
-}
-
-/// Bytes of a matrix when it is packed, and whether that is in blocks of integers.
-fn packed_bytes(
-    config: &ModelConfig,
-    checkpoint: Option<&Checkpoint>,
-    spec: &TensorSpec,
-) -> (u64, bool) {
-    let blocks = checkpoint.and_then(|files| files.blocks(spec).ok().flatten());
-    match (blocks, config.compute) {
-        // Scales of some types lie a little wider in panels.
-        (Some((_, bytes)), _) => (bytes.len() as u64 * 33 / 32, true),
-        (None, Compute::F32) => (4 * spec.span.len as u64, false),
-        (None, Compute::Bf16) => (2 * spec.span.len as u64, false),
-    }
-}
-
 /// Opens a model to run it.
 pub(crate) fn model(path: &Path, run: &RunArgs) -> Result<OpenModel> {
     let checkpoint = checkpoint(path)?;
@@ -121,7 +88,7 @@ pub(crate) fn model(path: &Path, run: &RunArgs) -> Result<OpenModel> {
         eos_token_ids: read_eos_token_ids(&checkpoint)?,
         path: checkpoint.path.clone(),
         config: checkpoint.config.clone(),
-        checkpoint,
+        checkpoint: Arc::new(checkpoint),
         run: run.clone(),
     })
 }
@@ -248,66 +215,21 @@ impl OpenModel {
         Ok(hash::sha256_hex(lines.as_bytes()))
     }
 
-    /// Reads the weights and makes an engine with an empty cache. The cache takes at most
-    /// `config.num_kv_blocks` blocks, and no more than half of the memory that the weights leave.
-    ///
-    /// The cache of the default configuration is never short where memory is not.
+    /// Reads the weights and makes an engine with an empty cache, within the memory there is ([`crate::fit`]).
     pub(crate) fn engine(&self, config: EngineConfig) -> Result<Engine> {
-        let runner = self.runner()?;
-        let config = self.fit_kv(&runner, config)?;
-        Ok(Engine::new(Box::new(runner), config)?)
-    }
-
-    fn runner(&self) -> Result<ModelRunner> {
-        let needed = memory_needed(&self.config, Some(&self.checkpoint));
-        if let Some(free) = memory::available_bytes().filter(|&free| free < needed) {
-            bail!(
-                "opening {} takes {} of memory, {} are available; close other programs or use a machine \
-                 with more",
-                self.path.display(),
-                bytes(needed),
-                bytes(free)
-            );
-        }
+        let (what, bound) = (self.path.display().to_string(), self.run.memory);
+        let fit = Fit::plan(&what, &self.checkpoint, &config, bound)?;
         let device = env::device()?;
         let model = Transformer::load(
             &device,
             self.config.clone(),
             self.run.activations(),
             &self.checkpoint,
+            fit.pages_experts().then_some(0),
         )?;
-        Ok(ModelRunner::new(device, model))
-    }
-
-    fn fit_kv(&self, runner: &ModelRunner, config: EngineConfig) -> Result<EngineConfig> {
-        let Some(free) = memory::available_bytes() else {
-            return Ok(config);
-        };
-        let positions = self.config.max_position_embeddings;
-        let blocks_of = |positions: usize| positions.div_ceil(infer::KV_BLOCK);
-        let fitted = runner.fit_kv(&config, free / 2);
-        let num_kv_blocks = fitted.as_ref().map_or(0, |fitted| fitted.num_kv_blocks);
-        let wanted = config.num_kv_blocks.min(blocks_of(positions));
-        if num_kv_blocks < wanted.min(blocks_of(MIN_CONTEXT)) {
-            let least = EngineConfig {
-                num_kv_blocks: wanted.min(blocks_of(MIN_CONTEXT)),
-                ..config
-            };
-            bail!(
-                "the keys and values of one text of {} tokens take {} of memory, and {} are left beside \
-                 the weights, of which half may be used; close other programs or use a machine with more",
-                least.num_kv_blocks * infer::KV_BLOCK,
-                bytes(runner.kv_bytes(&least)),
-                bytes(free)
-            );
-        }
-        if num_kv_blocks < wanted {
-            tell(&format!(
-                "note: the memory holds texts of {} tokens; the model could take {positions}",
-                num_kv_blocks * infer::KV_BLOCK
-            ));
-        }
-        Ok(fitted.unwrap_or(config))
+        let runner = ModelRunner::new(device, model);
+        let config = fit.share_out(&runner, config)?;
+        Ok(Engine::new(Box::new(runner), config)?)
     }
 }
 

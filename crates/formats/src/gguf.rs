@@ -28,13 +28,14 @@ mod read;
 mod value;
 mod write;
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use numerics::{BlockError, BlockType};
 use thiserror::Error;
 
 use crate::error::FileError;
-use crate::mmap::Mmap;
+use crate::mmap::{Advice, Mmap};
 
 pub use value::{Array, Strings, Value};
 pub use write::{BoxError, GgufTensorSource, TensorBytes, write_gguf};
@@ -310,6 +311,16 @@ impl Gguf {
                 path: self.path.clone(),
                 name: name.to_string(),
             }),
+        }
+    }
+
+    /// Tells what will become of `range` (in bytes) of a tensor; nothing where there is no such range.
+    pub fn advise(&self, name: &str, range: Range<usize>, advice: Advice) {
+        if let Some(entry) = self.entry(name)
+            && range.end <= entry.end - entry.start
+        {
+            let range = entry.start + range.start..entry.start + range.end;
+            self.map.advise(range, advice);
         }
     }
 

@@ -1,4 +1,5 @@
-//! The system calls that need `unsafe`: a file as read-only memory, and the free space of a disk.
+//! The system calls that need `unsafe`: a file as read-only memory, what will be read of it, and the free
+//! space of a disk.
 //!
 //! Whoever shortens a file while it is mapped ends this process with SIGBUS. Files of this project
 //! are written under a temporary name and renamed, never changed in place, so that only foreign
@@ -13,10 +14,23 @@ use std::path::Path;
 
 use crate::error::FileError;
 
+/// At least the size of a page on the systems that are known; with a smaller one less is released.
+const PAGE: usize = 1 << 16;
+
 /// The bytes of a file, mapped read-only.
 #[derive(Debug)]
 pub struct Mmap {
     map: Option<memmap2::Mmap>, // None: an empty file, which cannot be mapped
+    is_file: bool,              // and not a copy in memory
+}
+
+/// What will become of a part of a map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Advice {
+    /// It will be read soon: the disk may begin.
+    WillNeed,
+    /// It will not be read for a while: this process need not hold its pages. Reading it is still right.
+    Release,
 }
 
 impl Mmap {
@@ -35,31 +49,64 @@ impl Mmap {
             .map_err(|e| FileError::io("read", path, e))?
             .len();
         if len == 0 {
-            return Ok(Mmap { map: None });
+            return Ok(Mmap {
+                map: None,
+                is_file: true,
+            });
         }
         // SAFETY: the map is read-only and private; that nobody shortens or rewrites the file
         // meanwhile is the convention told in the module header.
         let map = unsafe { memmap2::Mmap::map(&file) };
         Ok(Mmap {
             map: Some(map.map_err(|e| FileError::io("map", path, e))?),
+            is_file: true,
         })
     }
 
     /// As a map of a file that has these bytes.
     pub fn of_bytes(bytes: &[u8]) -> io::Result<Mmap> {
         if bytes.is_empty() {
-            return Ok(Mmap { map: None });
+            return Ok(Mmap {
+                map: None,
+                is_file: false,
+            });
         }
         let mut map = memmap2::MmapMut::map_anon(bytes.len())?;
         map.copy_from_slice(bytes);
         Ok(Mmap {
             map: Some(map.make_read_only()?),
+            is_file: false,
         })
     }
 
     /// The bytes.
     pub fn bytes(&self) -> &[u8] {
         self.map.as_deref().unwrap_or(&[])
+    }
+
+    /// Tells the system what will become of the pages of `range` (in bytes). A request that it refuses is
+    /// forgotten: only speed and memory depend on it.
+    pub fn advise(&self, range: Range<usize>, advice: Advice) {
+        let Some(bytes) = self.bytes().get(range).filter(|_| self.is_file) else {
+            return;
+        };
+        let start = bytes.as_ptr() as usize;
+        // Whole pages: of what is needed all that it touches, of what is released those that hold nothing else.
+        let (start, end, advice) = match advice {
+            Advice::WillNeed => {
+                let first = self.bytes().as_ptr() as usize;
+                let page = (start & !(PAGE - 1)).max(first);
+                (page, start + bytes.len(), libc::MADV_WILLNEED)
+            }
+            Advice::Release => {
+                let end = (start + bytes.len()) & !(PAGE - 1);
+                (start.next_multiple_of(PAGE), end, libc::MADV_DONTNEED)
+            }
+        };
+        if start < end {
+            // SAFETY: pages of a read-only map of a file; the system reads them from it again when they are touched.
+            unsafe { libc::madvise(start as *mut libc::c_void, end - start, advice) };
+        }
     }
 
     /// `range` (in bytes) as little-endian words; None when out of bounds or not on word borders.
@@ -107,6 +154,23 @@ mod tests {
         assert!(map.bytes().is_empty());
         assert_eq!(map.u32s(0..0), Some(&[][..]));
         assert!(map.u32s(0..4).is_none());
+    }
+
+    #[test]
+    fn what_was_released_is_read_again() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let bytes: Vec<u8> = (0..5 * PAGE).map(|i| (i / 1000) as u8).collect();
+        std::fs::write(file.path(), &bytes).unwrap();
+        for map in [
+            Mmap::open(file.path()).unwrap(),
+            Mmap::of_bytes(&bytes).unwrap(),
+        ] {
+            for range in [3..bytes.len() - 7, 0..bytes.len(), 0..0, 5..bytes.len() + 1] {
+                map.advise(range.clone(), Advice::WillNeed);
+                map.advise(range, Advice::Release);
+                assert!(map.bytes() == bytes);
+            }
+        }
     }
 
     #[test]

@@ -27,7 +27,7 @@ use thiserror::Error;
 use crate::atomic;
 use crate::error::FileError;
 use crate::json::{self, JsonError};
-use crate::mmap::Mmap;
+use crate::mmap::{Advice, Mmap};
 
 pub use write::{TensorData, TensorSource, sha256_of_tensors, write_safetensors};
 
@@ -381,6 +381,16 @@ impl SafeTensors {
             shape: &entry.shape,
             bytes,
         })
+    }
+
+    /// Tells what will become of `range` (in bytes) of a tensor; nothing where there is no such range.
+    pub fn advise(&self, name: &str, range: Range<usize>, advice: Advice) {
+        if let Some(entry) = self.tensors.get(name)
+            && range.end <= entry.range.len()
+        {
+            let start = entry.range.start;
+            self.files[entry.file_idx].advise(start + range.start..start + range.end, advice);
+        }
     }
 }
 

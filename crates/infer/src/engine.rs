@@ -16,6 +16,7 @@ use crate::runner::{Runner, StepBatch};
 use crate::sampler::{Logprobs, SampledToken, Sampler, SamplingError, SamplingParams, TokenCounts};
 use crate::scheduler::{Scheduled, Scheduler};
 use crate::sequence::{Budget, RequestId, Sequence};
+use model::experts::ExpertCacheStats;
 use thiserror::Error;
 
 /// The engine's limits.
@@ -240,6 +241,11 @@ impl Engine {
         // The last generated token is never written to the cache, so it needs no block.
         let in_cache = self.config.num_kv_blocks * KV_BLOCK + 1;
         self.runner.max_positions().min(in_cache)
+    }
+
+    /// What the cache of experts has done, where the model has one.
+    pub fn expert_cache(&self) -> Option<ExpertCacheStats> {
+        self.runner.expert_cache()
     }
 
     /// Ids are below.

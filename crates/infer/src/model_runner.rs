@@ -6,6 +6,7 @@ use crate::runner::{Runner, StepBatch};
 use model::Transformer;
 use model::block::head_shape;
 use model::decode::{BlockGroup, CachedBatch, DecodeState, KvCache};
+use model::experts::ExpertCacheStats;
 use tensor::Device;
 use tensor::ops::attention::{CachedSequence, KvLayer};
 
@@ -29,6 +30,16 @@ impl ModelRunner {
             device,
             model,
         }
+    }
+
+    /// Positions that a sequence may have at most.
+    pub fn max_positions(&self) -> usize {
+        self.model.config.max_position_embeddings
+    }
+
+    /// Changes the bound of the cache of experts, where there is one.
+    pub fn set_expert_cache_bytes(&self, bytes: usize) {
+        self.model.set_expert_cache_bytes(bytes);
     }
 
     /// Bytes of the cache that an engine of this configuration makes.
@@ -103,7 +114,11 @@ impl Runner for ModelRunner {
     }
 
     fn max_positions(&self) -> usize {
-        self.model.config.max_position_embeddings
+        ModelRunner::max_positions(self)
+    }
+
+    fn expert_cache(&self) -> Option<ExpertCacheStats> {
+        self.model.expert_cache_stats()
     }
 
     fn layer_windows(&self) -> &[Option<usize>] {

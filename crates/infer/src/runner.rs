@@ -7,6 +7,7 @@
 //! Legend: T rows of the step, B sequences of the step, R rows whose logits are wanted, V vocab.
 
 use crate::kv_blocks::{KV_BLOCK, KvGroup, NO_BLOCK};
+use model::experts::ExpertCacheStats;
 use std::ops::Range;
 
 /// A model with a blocked key-value cache. The engine drives it; it knows nothing of requests.
@@ -20,6 +21,11 @@ pub trait Runner {
 
     /// Positions that a sequence may have at most.
     fn max_positions(&self) -> usize;
+
+    /// What the cache of experts has done, where the model has one.
+    fn expert_cache(&self) -> Option<ExpertCacheStats> {
+        None
+    }
 
     /// For each layer the number of keys a query sees, itself included; `None` sees all.
     fn layer_windows(&self) -> &[Option<usize>];

@@ -11,21 +11,30 @@ use crate::pool::SharedMut;
 use crate::{Cpu, Store};
 
 /// Rows `offsets[e]..offsets[e+1]` of y (N, n) = the same rows of x (or those that `rows` names) times
-/// `b[e]`.
+/// `b[e]`. Rows before the first offset are left as they are. A group without rows needs no matrix.
+///
+/// # Panics
+/// When a matrix that is needed is not there, or sizes do not fit together.
 pub fn grouped_matmul(
     cpu: &Cpu,
     y: &mut [f32],
     x: &[f32],
     rows: Option<&[u32]>,
     offsets: &[u32],
-    b: &[Packed],
+    b: &[Option<Packed>],
     store: Store,
 ) {
     check(offsets, b.len());
-    let Some(first) = b.first() else { return };
+    let Some(first) = b.iter().flatten().next() else {
+        assert!(
+            offsets[0] == offsets[b.len()],
+            "grouped_matmul: rows without a matrix"
+        );
+        return;
+    };
     let total = offsets[b.len()] as usize;
     assert!(
-        b.iter().all(|b| (b.n(), b.k()) == (first.n(), first.k())),
+        (b.iter().flatten()).all(|b| (b.n(), b.k()) == (first.n(), first.k())),
         "grouped_matmul: the matrices differ in shape"
     );
     assert_eq!(
@@ -36,22 +45,23 @@ pub fn grouped_matmul(
     let (isa, threads, panels) = (cpu.isa(), cpu.pool.threads(), first.panels());
     let out = SharedMut::new(y);
     let group = |e: usize| offsets[e] as usize..offsets[e + 1] as usize;
+    let matrix = |e: usize| b[e].as_ref().expect("a group with rows has a matrix");
+    let used: Vec<usize> = (0..b.len()).filter(|&e| !group(e).is_empty()).collect();
     // Many rows are shared out by rows. Of few, the panels of all groups in use: each is then read once.
     if total >= 16 * threads * b.len() {
         cpu.pool
             .for_ranges(total, row_grain(total, threads), &|range| {
-                for e in 0..b.len() {
+                for &e in &used {
                     let rows_here = range.start.max(group(e).start)..range.end.min(group(e).end);
-                    rows_times(isa, out, x, rows, rows_here, &b[e], 0..panels, store);
+                    rows_times(isa, out, x, rows, rows_here, matrix(e), 0..panels, store);
                 }
             });
     } else {
-        let used: Vec<usize> = (0..b.len()).filter(|&e| !group(e).is_empty()).collect();
         cpu.pool.for_ranges(used.len() * panels, 1, &|range| {
             for (nth, &e) in used.iter().enumerate() {
                 let start = range.start.saturating_sub(nth * panels).min(panels);
                 let end = range.end.saturating_sub(nth * panels).min(panels);
-                rows_times(isa, out, x, rows, group(e), &b[e], start..end, store);
+                rows_times(isa, out, x, rows, group(e), matrix(e), start..end, store);
             }
         });
     }

@@ -1,4 +1,4 @@
-//! Counts: parameters, and floating-point operations per token.
+//! Counts: parameters, floating-point operations per token, bytes beside the weights.
 
 use crate::config::{MlpType, ModelConfig};
 use crate::weights::Layout;
@@ -95,6 +95,21 @@ pub fn kv_bytes(config: &ModelConfig, tokens: usize) -> u64 {
     let kept = |window: &Option<usize>| window.unwrap_or(tokens).min(tokens) as u64;
     let rows: u64 = config.sliding_windows.iter().map(kept).sum();
     rows * 2 * config.kv_size() as u64 * 2
+}
+
+/// Bytes of activations of a serving step of `rows` rows, logits wanted of `logit_rows` of them.
+pub fn step_bytes(config: &ModelConfig, rows: usize, logit_rows: usize) -> u64 {
+    let (d, f) = (config.hidden_size, config.moe_intermediate_size);
+    let attention = 4 * d + 3 * config.q_size() + 4 * config.kv_size();
+    let a = config.num_experts_per_tok;
+    let sparse = 2 * config.num_experts + a * (3 * f + d) + 3 * config.shared_size();
+    let has = |kind: MlpType| usize::from(config.mlp_layer_types.contains(&kind));
+    let of_row = 2 * d
+        + has(MlpType::Dense) * (attention + 3 * config.intermediate_size)
+        + has(MlpType::Sparse) * (attention + sparse);
+    // The engine has a copy of the logits.
+    let of_logits = 3 * d + 2 * config.vocab_size;
+    4 * (rows * of_row + logit_rows * of_logits) as u64
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The EXAONE family of architectures: configuration, weights, forward and hand-written backward.
 //!
 //! Reading order: [`config`], [`weights`] (which tensors there are and where they lie), [`names`] (what
-//! they are called on disk), [`init`], [`linear`], [`mlp`], [`moe`], [`block`] (one decoder layer), [`transformer`] (the whole model in training),
+//! they are called on disk), [`init`], [`linear`], [`mlp`], [`experts`], [`moe`], [`block`] (one decoder layer), [`transformer`] (the whole model in training),
 //! [`decode`] (the same in serving), [`flops`].
 //!
 //! The model does no IO, reads no clock, no environment and no text. What it computes is defined by
@@ -13,6 +13,7 @@
 pub mod block;
 pub mod config;
 pub mod decode;
+pub mod experts;
 pub mod flops;
 pub mod init;
 pub mod linear;

@@ -3,9 +3,11 @@
 //! z = W_r h (f32)   s = sigmoid(z)   experts = top A of s + bias   w = s[experts], normalised, scaled
 //! y = sum_a w_a expert_a(h) + shared(h)
 //!
-//! No token is dropped: rows are sorted by expert once and run as one grouped product.
+//! No token is dropped: rows are sorted by expert once and run as one grouped product, or where experts are
+//! paged ([`crate::experts`]) as one for each part of them that is in memory at a time.
 //! Source of the router: DeepSeek-V3, arXiv 2412.19437, section 2.1.2, as published for K-EXAONE.
 
+use crate::experts::{ExpertGroups, ExpertShape, Experts};
 use crate::linear::Linear;
 use crate::mlp::{Mlp, MlpKept, MlpScratch};
 use crate::weights::{Matrices, Span, SwigluSpans};
@@ -23,11 +25,9 @@ pub struct Moe {
     width: usize, // F of one expert
     router: Linear,
     router_bias: Span,
-    experts: SwigluSpans,
-    gate_up: PackedGroup,                  // E of (2F, D)
-    down: PackedGroup,                     // E of (D, F)
-    gate_up_backward: Option<PackedGroup>, // E of (D, 2F)
-    down_backward: Option<PackedGroup>,    // E of (F, D)
+    spans: SwigluSpans,
+    forward: Experts,
+    backward: Option<ExpertGroups>, // E of (D, 2F), E of (F, D)
     shared: Mlp,
 }
 
@@ -128,15 +128,25 @@ impl Moe {
         let (e, d, f) = (shape.num_experts, hidden_size, width);
         // The router multiplies in f32 whatever the rest does: a rounded score chooses other experts.
         let router = Linear::new(device, Compute::F32, router, e, trains, weights);
-        let mut group = |all: Span, k: usize| {
-            let packed = |span| weights.pack(device, compute, span, k);
+        let forward = Experts::new(
+            device,
+            ExpertShape {
+                num_experts: e,
+                hidden_size: d,
+                width: f,
+                compute,
+            },
+            experts,
+            weights,
+        );
+        let mut transposed = |all: Span, k: usize| {
+            let packed = |span| weights.pack_transposed(device, compute, span, k);
             PackedGroup::of(all.parts(e).map(packed))
         };
-        let (gate_up, down) = (group(experts.gate_up_proj, d), group(experts.down_proj, f));
-        let mut group = |all: Span, k: usize| {
-            let packed = |span| weights.pack_transposed(device, compute, span, k);
-            trains.then(|| PackedGroup::of(all.parts(e).map(packed)))
-        };
+        let backward = trains.then(|| ExpertGroups {
+            gate_up: transposed(experts.gate_up_proj, d),
+            down: transposed(experts.down_proj, f),
+        });
         Moe {
             shape,
             compute,
@@ -144,38 +154,31 @@ impl Moe {
             width,
             router,
             router_bias,
-            gate_up,
-            down,
-            gate_up_backward: group(experts.gate_up_proj, d),
-            down_backward: group(experts.down_proj, f),
-            experts,
+            spans: experts,
+            forward,
+            backward,
             shared,
         }
     }
 
     /// Packs the present weights.
+    ///
+    /// # Panics
+    /// When experts are paged, which are not trained.
     pub fn refresh(&mut self, device: &Device, params: &Tensor) {
         self.router.refresh(device, params);
         self.shared.refresh(device, params);
-        let groups = [
-            (
-                self.experts.gate_up_proj,
-                &mut self.gate_up,
-                &mut self.gate_up_backward,
-            ),
-            (
-                self.experts.down_proj,
-                &mut self.down,
-                &mut self.down_backward,
-            ),
-        ];
-        for (all, forward, backward) in groups {
-            for (expert, span) in all.parts(self.shape.num_experts).enumerate() {
-                let w = params.range(span.range());
-                forward.pack(device, expert, w);
-                if let Some(backward) = backward {
-                    backward.pack_transposed(device, expert, w);
-                }
+        let Experts::Resident(forward) = &mut self.forward else {
+            unreachable!("a model that is read is not trained")
+        };
+        for idx in 0..self.shape.num_experts {
+            let part = |all: Span| params.range(all.part(idx, self.shape.num_experts).range());
+            let (gate_up, down) = (part(self.spans.gate_up_proj), part(self.spans.down_proj));
+            forward.gate_up.pack(device, idx, gate_up);
+            forward.down.pack(device, idx, down);
+            if let Some(backward) = &mut self.backward {
+                backward.gate_up.pack_transposed(device, idx, gate_up);
+                backward.down.pack_transposed(device, idx, down);
             }
         }
     }
@@ -212,30 +215,39 @@ impl Moe {
             self.shape.num_experts,
             self.shape.num_experts_per_tok,
         );
-        grouped_gemm::grouped_matmul(
-            device,
-            kept.gate_up.rows_mut(n),
-            h.rows(t),
-            Some(kept.rows.rows(n)),
-            kept.offsets.view(),
-            &self.gate_up,
-            Store::Overwrite,
-        );
-        swiglu::forward(
-            device,
-            kept.act.rows_mut(n),
-            kept.gate_up.rows(n),
-            self.width,
-        );
-        grouped_gemm::grouped_matmul(
-            device,
-            kept.out.rows_mut(n),
-            kept.act.rows(n),
-            None,
-            kept.offsets.view(),
-            &self.down,
-            Store::Overwrite,
-        );
+        let (offsets, rows, width) = (&kept.offsets, &kept.rows, self.width);
+        let (gate_up, act, out) = (&mut kept.gate_up, &mut kept.act, &mut kept.out);
+        self.forward
+            .for_parts(device, offsets.host(), |experts, groups| {
+                // Up to the last row of the part; those of earlier parts are left as they are.
+                let borders = experts.start..experts.end + 1;
+                let start = offsets.host()[experts.start] as usize;
+                let n = offsets.host()[experts.end] as usize;
+                grouped_gemm::grouped_matmul(
+                    device,
+                    gate_up.rows_mut(n),
+                    h.rows(t),
+                    Some(rows.rows(n)),
+                    offsets.range(borders.clone()),
+                    groups.gate_up.range(experts.clone()),
+                    Store::Overwrite,
+                );
+                swiglu::forward(
+                    device,
+                    act.range_mut(start * width..n * width),
+                    gate_up.range(2 * start * width..2 * n * width),
+                    width,
+                );
+                grouped_gemm::grouped_matmul(
+                    device,
+                    out.rows_mut(n),
+                    act.rows(n),
+                    None,
+                    offsets.range(borders),
+                    groups.down.range(experts),
+                    Store::Overwrite,
+                );
+            });
         moe_permute::combine(
             device,
             y.rows_mut(t),
@@ -303,20 +315,21 @@ impl Moe {
             kept.topk_weights.view(),
             d,
         );
-        let both_ways = "a model made for training packs both ways";
+        let backward = self.backward.as_ref();
+        let backward = backward.expect("a model made for training packs both ways");
         grouped_gemm::grouped_matmul(
             device,
             scratch.dact.view_mut(),
             scratch.dout.view(),
             None,
             offsets,
-            self.down_backward.as_ref().expect(both_ways),
+            backward.down.view(),
             Store::Overwrite,
         );
         grouped_gemm::grouped_matmul_tn(
             device,
             self.compute,
-            grads.range_mut(self.experts.down_proj.range()),
+            grads.range_mut(self.spans.down_proj.range()),
             scratch.dout.view(),
             None,
             kept.act.view(),
@@ -335,7 +348,7 @@ impl Moe {
         grouped_gemm::grouped_matmul_tn(
             device,
             self.compute,
-            grads.range_mut(self.experts.gate_up_proj.range()),
+            grads.range_mut(self.spans.gate_up_proj.range()),
             scratch.dgate_up.view(),
             None,
             h.view(),
@@ -350,7 +363,7 @@ impl Moe {
             scratch.dgate_up.view(),
             None,
             offsets,
-            self.gate_up_backward.as_ref().expect(both_ways),
+            backward.gate_up.view(),
             Store::Overwrite,
         );
         moe_permute::unpermute_add(

@@ -14,8 +14,10 @@
 
 use crate::block::{Block, BlockKept, BlockScratch, Sequences, compute};
 use crate::config::ModelConfig;
+use crate::experts::{ExpertCache, ExpertCacheStats, SharedCache, lock};
 use crate::linear::Linear;
 use crate::weights::{Layout, Matrices, MtpSpans, Read, Source};
+use std::sync::{Arc, Mutex};
 use tensor::ops::cross_entropy::{self, IGNORE};
 use tensor::ops::gemm::Store;
 use tensor::ops::qk_norm_rope::RopeTable;
@@ -139,6 +141,7 @@ pub struct Transformer {
     pub(crate) lm_head: Linear,
     mtp: Option<Mtp>,
     pub(crate) rope: RopeTable,
+    experts: Option<SharedCache>,
 }
 
 struct Mtp {
@@ -211,28 +214,50 @@ impl Transformer {
 
     /// A model to serve, whose weights are read tensor by tensor. What is stored in blocks of integers stays
     /// so, and is multiplied with rows rounded as `activations` says; only what is not packed is kept in f32.
+    /// With a bound in `expert_cache_bytes`, experts are read when they are needed ([`crate::experts`]).
     ///
     /// # Errors
     /// The first of `source`.
-    pub fn load<S: Source>(
+    pub fn load<S>(
         device: &Device,
         config: ModelConfig,
         activations: Activations,
-        source: &S,
-    ) -> Result<Transformer, S::Error> {
-        let layout = Layout::for_serving(&config);
+        source: &Arc<S>,
+        expert_cache_bytes: Option<usize>,
+    ) -> Result<Transformer, S::Error>
+    where
+        S: Source<Error: Send> + Send + Sync + 'static,
+    {
+        let layout = Arc::new(Layout::for_serving(&config));
         let mut kept = Tensor::zeros(device, &[layout.kept_len]);
         for spec in &layout.tensors {
             if spec.span.start < layout.kept_len {
                 source.read(spec, &mut kept.host_mut()[spec.span.range()])?;
+                source.release(spec);
             }
         }
-        let layout_read = layout.clone();
-        let mut weights = Read::new(&layout_read, source, activations);
+        let read = |experts| Read::new(layout.clone(), source.clone(), activations, experts);
+        let experts = expert_cache_bytes
+            .map(|bytes| Arc::new(Mutex::new(ExpertCache::new(Box::new(read(None)), bytes))));
+        let mut weights = read(experts.clone());
+        let layout = Layout::clone(&layout);
         let mut model = Transformer::pack(device, config, layout, false, &mut weights);
         weights.finish()?;
         model.params = kept;
+        model.experts = experts;
         Ok(model)
+    }
+
+    /// Changes the bound of the cache of experts, where there is one.
+    pub fn set_expert_cache_bytes(&self, bytes: usize) {
+        if let Some(cache) = &self.experts {
+            lock(cache).set_max_bytes(bytes);
+        }
+    }
+
+    /// What the cache of experts has done, where there is one.
+    pub fn expert_cache_stats(&self) -> Option<ExpertCacheStats> {
+        self.experts.as_ref().map(|cache| lock(cache).stats())
     }
 
     /// A model with its matrices packed, and without what is not.
@@ -263,6 +288,7 @@ impl Transformer {
             lm_head,
             rope: RopeTable::new(&config.inv_freq(), 0),
             params: Tensor::zeros(device, &[0]),
+            experts: None,
             blocks,
             mtp,
             layout,

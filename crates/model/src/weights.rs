@@ -7,10 +7,12 @@
 //! [`crate::names`].
 
 use crate::config::{MlpType, ModelConfig};
+use crate::experts::SharedCache;
 use crate::names::{self, LayerPart, Part, Projection};
 use numerics::BlockType;
 use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::Arc;
 use tensor::{Activations, Compute, Device, Packed, Stored, Tensor};
 
 /// A contiguous range of the flat parameter array.
@@ -30,11 +32,16 @@ impl Span {
 
     /// Cut into `count` parts of one length.
     pub fn parts(self, count: usize) -> impl Iterator<Item = Span> {
+        (0..count).map(move |idx| self.part(idx, count))
+    }
+
+    /// Part `idx` of `count` parts of one length.
+    pub fn part(self, idx: usize, count: usize) -> Span {
         let len = self.len / count;
-        (0..count).map(move |idx| Span {
+        Span {
             start: self.start + idx * len,
             len,
-        })
+        }
     }
 }
 
@@ -364,6 +371,12 @@ pub(crate) trait Matrices {
         span: Span,
         k: usize,
     ) -> Packed;
+    /// Tells that a span will be asked for soon.
+    fn prefetch(&self, _: Span) {}
+    /// Where the experts of a layer are to be kept, if not all in memory.
+    fn expert_cache(&self) -> Option<SharedCache> {
+        None
+    }
 }
 
 /// Parameters in f32, in the order of the layout.
@@ -404,64 +417,85 @@ pub trait Source {
     /// # Errors
     /// As [`Source::read`].
     fn blocks(&self, spec: &TensorSpec) -> Result<Option<Blocks<'_>>, Self::Error>;
+
+    /// Told before a tensor is read, where that is known: a disk can begin to work.
+    fn prefetch(&self, _: &TensorSpec) {}
+
+    /// Told when a tensor has been read and will not be for a while: its pages need not stay mapped.
+    fn release(&self, _: &TensorSpec) {}
 }
 
 /// Rows of a matrix in blocks.
 pub type Blocks<'a> = (BlockType, Cow<'a, [u8]>);
 
-/// Matrices that are read one at a time, each once.
-pub(crate) struct Read<'a, S: Source> {
-    layout: &'a Layout,
-    source: &'a S,
+/// Matrices that are read one at a time.
+pub(crate) struct Read<S: Source> {
+    layout: Arc<Layout>,
+    by_start: Vec<usize>, // tensors of the layout, in the order in which they lie
+    source: Arc<S>,
     activations: Activations,
+    experts: Option<SharedCache>,
     values: Vec<f32>,
     failed: Option<S::Error>,
 }
 
-impl<'a, S: Source> Read<'a, S> {
-    /// Of a layout for serving.
-    pub(crate) fn new(layout: &'a Layout, source: &'a S, activations: Activations) -> Read<'a, S> {
+impl<S: Source> Read<S> {
+    /// Of a layout for serving; the experts of its layers go to a cache, where there is one.
+    pub(crate) fn new(
+        layout: Arc<Layout>,
+        source: Arc<S>,
+        activations: Activations,
+        experts: Option<SharedCache>,
+    ) -> Read<S> {
+        let mut by_start: Vec<usize> = (0..layout.tensors.len()).collect();
+        by_start.sort_by_key(|&idx| layout.tensors[idx].span.start);
         Read {
             layout,
+            by_start,
             source,
             activations,
+            experts,
             values: Vec::new(),
             failed: None,
         }
     }
 
-    /// The first error, after which all values were zero.
+    /// The first error, after which all values were NaN.
     pub(crate) fn finish(self) -> Result<(), S::Error> {
         self.failed.map_or(Ok(()), Err)
     }
 
-    fn or_note<T>(&mut self, result: Result<T, S::Error>) -> Option<T> {
-        match result {
-            Ok(value) => Some(value),
-            Err(error) => {
-                self.failed.get_or_insert(error);
-                None
-            }
-        }
+    /// The tensors of a span, in order.
+    fn specs(&self, span: Span) -> impl Iterator<Item = &TensorSpec> {
+        let spec = |&idx: &usize| &self.layout.tensors[idx];
+        let first = (self.by_start).partition_point(|idx| spec(idx).span.start < span.start);
+        let rest = self.by_start[first..].iter().map(spec);
+        rest.take_while(move |spec| span.range().contains(&spec.span.start))
     }
 }
 
-impl<S: Source> Matrices for Read<'_, S> {
+impl<S: Source> Matrices for Read<S> {
     fn pack(&mut self, device: &Device, compute: Compute, span: Span, k: usize) -> Packed {
-        let (layout, source) = (self.layout, self.source);
-        let inside = |spec: &&TensorSpec| span.range().contains(&spec.span.start);
-        let specs: Vec<&TensorSpec> = layout.tensors.iter().filter(inside).collect();
         let mut values = std::mem::take(&mut self.values);
         values.clear();
         // What each tensor gives: blocks, or a range of the values.
         let mut parts: Vec<(Option<Blocks>, Range<usize>)> = Vec::new();
-        for spec in specs {
-            let blocks = self.or_note(source.blocks(spec)).flatten();
+        let mut failed = None;
+        for spec in self.specs(span) {
             let start = values.len();
-            if blocks.is_none() {
-                values.resize(start + spec.span.len, 0.0);
-                self.or_note(source.read(spec, &mut values[start..]));
-            }
+            let blocks = self.source.blocks(spec).and_then(|blocks| {
+                if blocks.is_none() {
+                    values.resize(start + spec.span.len, 0.0);
+                    self.source.read(spec, &mut values[start..])?;
+                }
+                Ok(blocks)
+            });
+            let blocks = blocks.unwrap_or_else(|error| {
+                failed.get_or_insert(error);
+                values.truncate(start);
+                values.resize(start + spec.span.len, f32::NAN);
+                None
+            });
             match parts.last_mut() {
                 Some((None, range)) if blocks.is_none() => range.end = values.len(),
                 _ => parts.push((blocks, start..values.len())),
@@ -474,11 +508,21 @@ impl<S: Source> Matrices for Read<'_, S> {
             })
             .collect();
         let packed = Packed::of(device, compute, self.activations, k, &stored);
+        self.specs(span).for_each(|spec| self.source.release(spec));
         self.values = values;
+        self.failed = self.failed.take().or(failed);
         packed
     }
 
     fn pack_transposed(&mut self, _: &Device, _: Compute, _: Span, _: usize) -> Packed {
         unreachable!("a model that is read is not trained")
+    }
+
+    fn prefetch(&self, span: Span) {
+        self.specs(span).for_each(|spec| self.source.prefetch(spec));
+    }
+
+    fn expert_cache(&self) -> Option<SharedCache> {
+        self.experts.clone()
     }
 }

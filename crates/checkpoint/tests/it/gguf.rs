@@ -9,6 +9,7 @@ use model::weights::Source;
 use numerics::BlockType;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use tensor::{Activations, Device};
 use testkit::compare::{Tolerance, close_f32, to_f64};
 use testkit::tiny_model;
@@ -30,18 +31,23 @@ fn case(name: &str) -> Option<PathBuf> {
 
 /// The logits after every token: of the model with all weights as f32, and of the model as it is served, its
 /// weights in the blocks of the file. The same bits where there are no blocks.
-fn logits_of(checkpoint: &Checkpoint, ids: &[u32]) -> [Vec<f32>; 2] {
+fn logits_of(checkpoint: &Arc<Checkpoint>, ids: &[u32]) -> [Vec<f32>; 2] {
     let device = Device::cpu(Isa::detect(), 2);
     let config = || checkpoint.config.clone();
     let weights = checkpoint.weights().unwrap();
     let whole = Transformer::new(&device, config(), &weights, false);
-    let served = Transformer::load(&device, config(), Activations::Int16, checkpoint).unwrap();
+    let load = |cache_bytes| {
+        let activations = Activations::Int16;
+        Transformer::load(&device, config(), activations, checkpoint, cache_bytes).unwrap()
+    };
+    let (served, paged) = (load(None), load(Some(40_000)));
     let batch = Batch::from_sequences(&[ids.to_vec()]);
-    let [whole, served]: [Vec<f32>; 2] = [whole, served].map(|mut model| {
+    let [whole, served, paged]: [Vec<f32>; 3] = [whole, served, paged].map(|mut model| {
         let mut state = model.train_state(&device, ids.len());
         let (logits, ..) = model.logits(&device, &mut state, &batch);
         logits.host().to_vec()
     });
+    assert!(served == paged, "the same bits, experts in memory or not");
     let mut tensors = checkpoint.layout.tensors.iter();
     let in_blocks = tensors.any(|spec| checkpoint.blocks(spec).unwrap().is_some());
     match in_blocks {
@@ -79,7 +85,7 @@ fn llama_cpp_computes_the_same_from_its_files() {
     let files = expected["files"].as_object().unwrap();
     assert!(files.len() >= 7);
     for (file, expected) in files {
-        let checkpoint = Checkpoint::open(&folder.join(file)).unwrap();
+        let checkpoint = Arc::new(Checkpoint::open(&folder.join(file)).unwrap());
         // The file does not say how weights began, nor how they were multiplied in training.
         let mut config = checkpoint.config.clone();
         (config.compute, config.initializer_range) = (Compute::F32, 0.02);

@@ -149,8 +149,8 @@ fn a_row_has_the_same_bits_alone_in_a_batch_in_a_group_and_beside_other_types() 
                 assert!(beside[..33] == all[..33] && beside[38..] == all[33..]);
             }
             let group = [
-                of(&[Stored::Blocks(block_type, &bytes)]),
-                of(&[Stored::Blocks(block_type, &bytes)]),
+                Some(of(&[Stored::Blocks(block_type, &bytes)])),
+                Some(of(&[Stored::Blocks(block_type, &bytes)])),
             ];
             let rows: Vec<u32> = (0..m as u32).rev().collect();
             let mut grouped = vec![0.0; m * n];

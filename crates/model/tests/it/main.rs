@@ -8,5 +8,6 @@
 
 mod decode;
 mod determinism;
+mod paging;
 mod parity;
 mod published;

@@ -1,19 +1,20 @@
 //! Matrix products of groups of rows, each with its own matrix (the experts). Formulas and proofs: `kernels_cpu::grouped_gemm`.
 
-use crate::packed::PackedGroup;
+use crate::packed::PackedRange;
 use crate::{Device, View, ViewMut};
 use kernels_cpu::Store;
 use kernels_cpu::gemm::Compute;
 use kernels_cpu::grouped_gemm as cpu_kernel;
 
-/// Rows `offsets[e]..offsets[e+1]` of y (N, n) = those of x (gathered by `rows`) times `b[e]`.
+/// Rows `offsets[e]..offsets[e+1]` of y (N, n) = those of x (gathered by `rows`) times `b[e]`; a group without rows needs
+/// no matrix.
 pub fn grouped_matmul(
     device: &Device,
     y: ViewMut,
     x: View,
     rows: Option<View<u32>>,
     offsets: View<u32>,
-    b: &PackedGroup,
+    b: PackedRange,
     store: Store,
 ) {
     match (device, y, x, offsets, b) {
@@ -22,7 +23,7 @@ pub fn grouped_matmul(
             ViewMut::Cpu(y),
             View::Cpu(x),
             View::Cpu(offsets),
-            PackedGroup::Cpu(b),
+            PackedRange::Cpu(b),
         ) => cpu_kernel::grouped_matmul(
             cpu,
             y,

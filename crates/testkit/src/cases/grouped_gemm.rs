@@ -225,7 +225,7 @@ impl Case for Grouped {
                 Box::new(move |out| {
                     let (y, x, offsets) = (out[0].floats_mut(), x.view(), offsets.view());
                     let rows = gathers.then_some(gather.view());
-                    grouped_matmul(device, y, x, rows, offsets, &packed, store);
+                    grouped_matmul(device, y, x, rows, offsets, packed.view(), store);
                 })
             }
             Kind::Transposed => {
@@ -236,7 +236,15 @@ impl Case for Grouped {
                 }
                 Box::new(move |out| {
                     let (dx, dy, offsets) = (out[0].floats_mut(), dy.view(), offsets.view());
-                    grouped_matmul(device, dx, dy, None, offsets, &packed, Store::Overwrite);
+                    grouped_matmul(
+                        device,
+                        dx,
+                        dy,
+                        None,
+                        offsets,
+                        packed.view(),
+                        Store::Overwrite,
+                    );
                 })
             }
             Kind::Weight => Box::new(move |out| {

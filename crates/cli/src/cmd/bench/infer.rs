@@ -193,11 +193,21 @@ impl Bench {
     }
 
     fn told(&self, tokens_per_sec: f64) -> Value {
-        json!({
+        let mut told = json!({
             "tokens_per_sec": tokens_per_sec,
             "runs": self.runs,
             "isa": self.isa,
             "threads": self.threads,
-        })
+            "peak_rss_bytes": memory::peak_bytes(),
+        });
+        if let Some(cache) = self.engine.expert_cache() {
+            told["expert_cache"] = json!({
+                "bytes": cache.bytes,
+                "lookups": cache.lookups,
+                "misses": cache.misses,
+                "bytes_packed": cache.bytes_packed,
+            });
+        }
+        told
     }
 }

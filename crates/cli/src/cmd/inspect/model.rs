@@ -1,8 +1,9 @@
 //! A model: its layers, what it holds and costs, and what is wrong with it.
 
 use super::Told;
+use crate::fit::Needed;
 use crate::progress::bytes;
-use crate::{env, memory, open};
+use crate::{env, memory};
 use anyhow::{Context, Result};
 use checkpoint::Checkpoint;
 use model::config::{MlpType, ModelConfig, NormPlacement};
@@ -93,9 +94,12 @@ fn describe(
     // What one more token adds once every window is full.
     let kv_token = kv_bytes(config, context) - kv_bytes(config, context - 1);
     let (device, threads) = (env::device()?, env::threads()?);
-    let needed = open::memory_needed(config, checkpoint);
+    let needed = Needed::of(config, checkpoint);
     let available = memory::available_bytes();
-    let fits = available.is_none_or(|available| needed <= available);
+    let fits = |needed: u64| available.is_none_or(|available| needed <= available);
+    let least = needed.rest + needed.least_cache;
+    let (fits, fits_paged) = (fits(needed.all()), needed.experts > 0 && fits(least));
+    let needed = needed.all();
     let precisions = PRECISIONS.map(|(name, bits)| (name, stored_bytes(layout, bits)));
 
     let mut text = layers(config);
@@ -131,7 +135,14 @@ fn describe(
         device.name(),
         bytes(needed),
         available.map_or("an unknown amount".to_string(), bytes),
-        if fits { "it fits" } else { "it does not fit" }
+        match (fits, fits_paged) {
+            (true, _) => "it fits".to_string(),
+            (_, true) => format!(
+                "with {} it runs, experts read from disk when they are needed",
+                bytes(least)
+            ),
+            _ => "it does not fit".to_string(),
+        }
     );
     let by_precision = precisions.map(|(name, size)| (name.to_string(), json!(size)));
     let json = json!({
@@ -148,6 +159,7 @@ fn describe(
             "memory_needed": needed,
             "memory_available": available,
             "fits": fits,
+            "fits_paged": fits_paged,
         },
     });
     Ok(Told { text, json })
