@@ -45,6 +45,7 @@ enum Command {
 
 #[expect(clippy::print_stderr, reason = "where errors are told")]
 fn main() -> ExitCode {
+    env::use_huge_pages();
     let result = match Cli::parse().command {
         Command::Quickstart(args) => cmd::quickstart::run(&args),
         Command::Data(args) => cmd::data::run(&args),

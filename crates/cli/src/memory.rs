@@ -50,10 +50,10 @@ pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
 }
 
 /// Bytes of each of the two buffers with which the memory is measured: beyond the largest caches, and no
-/// more than an eighth of what is available.
-pub(crate) fn measuring_bytes() -> usize {
+/// more than an eighth of what is available, or of a bound.
+pub(crate) fn measuring_bytes(bound: Option<u64>) -> usize {
     let available = available_bytes().unwrap_or(1 << 30);
-    (available / 8).clamp(16 << 20, 512 << 20) as usize
+    (available.min(bound.unwrap_or(u64::MAX)) / 8).clamp(16 << 20, 512 << 20) as usize
 }
 
 /// What the limit of a container leaves (cgroup v2).

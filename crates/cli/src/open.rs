@@ -45,6 +45,11 @@ enum ActivationBits {
 }
 
 impl RunArgs {
+    /// Bytes of each of the buffers with which the memory is measured before a model is run.
+    pub(crate) fn measuring_bytes(&self) -> usize {
+        memory::measuring_bytes(self.memory)
+    }
+
     fn activations(&self) -> Activations {
         match self.activation_bits {
             ActivationBits::Eight => Activations::Int8,

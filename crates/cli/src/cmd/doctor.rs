@@ -26,7 +26,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if !args.json {
         tell("measuring, for some seconds");
     }
-    let buffer_bytes = memory::measuring_bytes();
+    let buffer_bytes = memory::measuring_bytes(None);
     let peaks = Peaks::measure(cpu, &mut Memory::new(buffer_bytes));
     let (total, free) = (memory::total_bytes(), memory::available_bytes());
     if args.json {

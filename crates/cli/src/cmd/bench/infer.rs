@@ -127,7 +127,7 @@ impl Bench {
         let device = env::device()?;
         let Device::Cpu(cpu) = &device;
         tell("measuring the limits of this machine");
-        let peaks = Peaks::measure(cpu, &mut Memory::new(memory::measuring_bytes()));
+        let peaks = Peaks::measure(cpu, &mut Memory::new(args.run.measuring_bytes()));
         let (isa, threads) = (device.name(), device.threads());
         drop(device);
         let model = open::model(&args.model, &args.run)?;

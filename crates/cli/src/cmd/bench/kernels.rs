@@ -53,7 +53,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let device = env::device()?;
     let Device::Cpu(cpu) = &device;
-    let mut buffers = Memory::new(memory::measuring_bytes());
+    let mut buffers = Memory::new(memory::measuring_bytes(None));
     tell("measuring the limits of this machine");
     let peaks = Peaks::measure(cpu, &mut buffers);
     let budget = Duration::from_secs_f64(args.seconds);

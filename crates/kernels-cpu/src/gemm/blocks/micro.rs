@@ -25,6 +25,10 @@ struct Group {
     term: [f32; 2],
 }
 
+/// Bytes ahead of the group that is multiplied, of those that are fetched where rows are few and a panel comes
+/// from memory.
+const AHEAD: usize = 4096;
+
 const GROUP_WORDS: usize = size_of::<Group>() / 4;
 
 /// Words of a group of a row with its upper bytes, if it has them.
@@ -171,6 +175,12 @@ impl<S: Simd, T: Format> TileKernel<S> for Panels<T> {
                 let heads = heads::<S, T>(right);
                 right = right.add(head_bytes::<T>(S::LANES));
                 for _ in 0..T::GROUPS {
+                    // Whole groups: the processor itself looks ahead within a page alone, and too little.
+                    if R <= FEW_ROWS {
+                        for line in (0..group_bytes::<T>(S::LANES)).step_by(64) {
+                            S::prefetch(right.wrapping_add(AHEAD + line).cast());
+                        }
+                    }
                     group::<S, T, R>(&mut sums, left, a.row_stride, right, heads, fine);
                     left = left.add(left_words(fine));
                     right = right.add(group_bytes::<T>(S::LANES));

@@ -66,12 +66,16 @@ fn put<T: Format>(
         let (vectors, scales) = group.split_at_mut(2 * half_bytes);
         let (half, lane) = (column / lanes, column % lanes);
         let half = &mut vectors[half * half_bytes..][..half_bytes];
-        for (i, q) in block.q[GROUP * g..][..GROUP].iter().enumerate() {
-            let (step, byte) = (i / 4, 4 * lane + i % 4);
-            put_value(
+        for (step, q) in block.q[GROUP * g..][..GROUP].chunks_exact(4).enumerate() {
+            let put = |vector: usize, bits: u32| {
+                let at = &mut half[4 * (lanes * vector + lane)..][..4];
+                let bits = bits.to_le_bytes();
+                at.iter_mut().zip(bits).for_each(|(at, bits)| *at |= bits);
+            };
+            put_step(
                 block_type,
-                |vector, bits| half[4 * lanes * vector + byte] |= bits,
-                *q,
+                put,
+                u32::from_le_bytes([q[0], q[1], q[2], q[3]]),
                 step,
             );
         }
@@ -89,21 +93,24 @@ fn put<T: Format>(
     }
 }
 
-/// Where the bits of a value of a step go: `put(vector, bits)`, as the table of the module says.
+/// Where the bits of the four values of a step go, a byte each: `put(vector, bits)`, as the table of the module
+/// says. No shift carries a bit from one byte to another.
 #[inline(always)]
-fn put_value(block_type: BlockType, mut put: impl FnMut(usize, u8), q: u8, step: usize) {
+fn put_step(block_type: BlockType, mut put: impl FnMut(usize, u32), q: u32, step: usize) {
+    let each = |byte: u8| u32::from_le_bytes([byte; 4]);
     match block_type {
         BlockType::Q8_0 => put(step, q),
         BlockType::Q2K => put(step / 4, q << (2 * (step % 4))),
         BlockType::Q3K => {
-            put(step / 4, (q & 3) << (2 * (step % 4)));
-            put(2, (q >> 2) << step);
+            put(step / 4, (q & each(3)) << (2 * (step % 4)));
+            put(2, (q >> 2 & each(1)) << step);
         }
         _ => {
-            put(step % 4, (q & 15) << (4 * (step / 4)));
+            put(step % 4, (q & each(15)) << (4 * (step / 4)));
+            let high = q >> 4 & each(15);
             match block_type {
-                BlockType::Q5K => put(4, (q >> 4) << step),
-                BlockType::Q6K => put(4 + step / 4, (q >> 4) << (2 * (step % 4))),
+                BlockType::Q5K => put(4, high << step),
+                BlockType::Q6K => put(4 + step / 4, high << (2 * (step % 4))),
                 _ => (),
             }
         }
