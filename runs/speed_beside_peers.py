@@ -469,14 +469,18 @@ def of_types(what):
     return figures
 
 
+# Up to so many, a product is bound by reading its weights.
+FEW_ROWS = 8
+
+
 def of_kernels(limits, rounds, _):
     """Products of many rows; the single rows of `decode` are bound by memory."""
     shares = {}
     for told in rounds:
         for line in told["dokja"]["products"]:
-            if line["unit"] == "gb_per_sec" or line["op"].endswith("_tn"):
-                continue
             dims = dict(line["dims"])
+            if dims.get("M", dims.get("N")) <= FEW_ROWS or line["op"].endswith("_tn"):
+                continue
             bits = dims.pop("bits", None)
             factor = line["dtype"] if bits is None else f"int8/{line['dtype'].lower()}/{bits}"
             square = line["op"] == "gemm.matmul" and [dims.get(x) for x in "MNK"] == [1024] * 3
