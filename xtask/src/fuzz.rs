@@ -82,9 +82,7 @@ pub(crate) fn from_args(args: &[String]) -> Result<Run> {
 }
 
 pub(crate) fn run(run: &Run) -> Result<()> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .context("xtask has a parent")?;
+    let root = crate::root()?;
     require_cargo_fuzz()?;
     fuzz(root, &["build"], &[], true)?;
     let is_chosen = |name: &str| run.target.as_ref().is_none_or(|target| target == name);

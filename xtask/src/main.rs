@@ -1,33 +1,48 @@
 //! The project's chores: `cargo xtask test` passes the tests, `cargo xtask ci` runs every check.
 
+mod figures;
 mod fuzz;
+mod instructions;
 mod tidy;
 
 use anyhow::{Context, Result, bail};
+use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
 const HELP: &str = "usage: cargo xtask <command>
 
   test   every test of the workspace (what the README names)
-  tidy   layout rules: file sizes, crate arrows, allowed documents, unsafe where allowed
+  tidy   layout rules: file sizes, crate arrows, allowed documents, unsafe where allowed, the README's figures
+  figures
+         the README's figures, from the newest results under bench/results
+  instructions
+         [--write]: what products and steps execute, against bench/instructions.toml; needs valgrind
   fuzz   [target] [--seconds N]: the fuzz targets, or one of them, for 300 seconds each
-  ci     formatting, tidy, clippy, tests, fuzzing for a minute; each stage timed";
+  ci     formatting, tidy, clippy, tests, instruction counts, fuzzing for a minute; each stage timed";
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.first().map(String::as_str) {
         Some("test") => test(),
         Some("tidy") => tidy::run(),
+        Some("figures") => figures::write(root()?),
+        Some("instructions") => instructions::run(&args[1..]),
         Some("fuzz") => fuzz::run(&fuzz::from_args(&args[1..])?),
         Some("ci") => ci(),
         _ => bail!("{HELP}"),
     }
 }
 
+/// The folder of the workspace.
+fn root() -> Result<&'static Path> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
+    root.context("xtask has a parent")
+}
+
 fn ci() -> Result<()> {
     type Stage = (&'static str, fn() -> Result<()>);
-    let stages: [Stage; 5] = [
+    let stages: [Stage; 6] = [
         ("format", || {
             cargo(&["fmt", "--all", "--check"])?;
             cargo(&["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"])
@@ -45,6 +60,7 @@ fn ci() -> Result<()> {
             ])
         }),
         ("test", test),
+        ("instructions", instructions::check),
         ("fuzz", fuzz::check),
     ];
     for (name, stage) in stages {

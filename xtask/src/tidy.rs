@@ -39,9 +39,7 @@ const ROOT_DOCUMENTS: [&str; 5] = [
 const STATUS_WORDS: [&str; 5] = ["status", "summary", "progress", "complete", "plan"];
 
 pub(crate) fn run() -> Result<()> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .context("xtask has a parent")?;
+    let root = crate::root()?;
     let mut problems = Vec::new();
     let files = tracked(root)?;
     check_ops(&files, &mut problems);
@@ -52,6 +50,7 @@ pub(crate) fn run() -> Result<()> {
         check_file(&file, &text, &mut problems);
     }
     check_arrows(root, &mut problems)?;
+    crate::figures::check(root, &mut problems)?;
     if !problems.is_empty() {
         bail!("{} problems:\n  {}", problems.len(), problems.join("\n  "));
     }

@@ -5,7 +5,7 @@
 //! | `DOKJA_ISA` | instruction set: avx512-bf16, avx512, avx2, neon, portable | the fastest there is |
 //! | `DOKJA_THREADS` | threads that share the work, 1 to 1024 | all cores |
 //! | `DOKJA_KEY` | file of the key that signs ledgers, made at first use | `dokja/signing.key` in the user's configuration |
-//! | `DOKJA_API_KEY` | bearer token that `dokja eval URL` sends to the server | none is sent |
+//! | `DOKJA_API_KEY` | bearer token that `dokja eval URL` and `dokja bench serve URL` send to the server | none is sent |
 //! | `GLIBC_TUNABLES` | the C library's own settings; see [`use_huge_pages`] | huge pages where the system gives them |
 
 use anyhow::{Context, Result, bail};

@@ -101,6 +101,16 @@ impl Server {
         Ok(server)
     }
 
+    /// The API's address, without a slash at the end.
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
+    /// What the server calls the model.
+    pub fn model(&self) -> &str {
+        &self.name
+    }
+
     fn first_model(&self) -> Result<String, TargetError> {
         #[derive(Deserialize)]
         struct Models {

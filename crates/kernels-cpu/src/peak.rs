@@ -34,6 +34,17 @@ pub struct Peaks {
     pub copy_bytes: f64,
 }
 
+/// What is multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Factor {
+    /// f32.
+    F32,
+    /// bf16, summed in f32.
+    Bf16,
+    /// Integers of 8 bits, summed in 32.
+    Int8,
+}
+
 impl Peaks {
     /// Measures, for a second or so; `memory` should be larger than the caches.
     pub fn measure(cpu: &Cpu, memory: &mut Memory) -> Peaks {
@@ -47,15 +58,14 @@ impl Peaks {
         }
     }
 
-    /// Seconds that an op takes at least: its operations (on factors of f32 or bf16), or its traffic. A
-    /// written byte costs what a copy costs beyond reading.
-    pub fn seconds(&self, flops: f64, in_bf16: bool, bytes_read: f64, bytes_written: f64) -> f64 {
-        let compute = flops
-            / if in_bf16 {
-                self.bf16_flops
-            } else {
-                self.f32_flops
-            };
+    /// Seconds that an op takes at least: its operations, or its traffic. A written byte costs what a copy
+    /// costs beyond reading.
+    pub fn seconds(&self, ops: f64, factor: Factor, bytes_read: f64, bytes_written: f64) -> f64 {
+        let compute = match factor {
+            Factor::F32 => ops / self.f32_flops,
+            Factor::Bf16 => ops / self.bf16_flops,
+            Factor::Int8 => ops / self.int8_ops,
+        };
         let per_read = 1.0 / self.read_bytes;
         let per_written = (2.0 / self.copy_bytes - per_read).max(0.0);
         compute.max(bytes_read * per_read + bytes_written * per_written)
@@ -392,10 +402,11 @@ mod tests {
             read_bytes: 20.0,
             copy_bytes: 16.0,
         };
-        assert_eq!(peaks.seconds(1000.0, false, 40.0, 0.0), 10.0);
-        assert_eq!(peaks.seconds(1000.0, true, 40.0, 0.0), 5.0);
-        assert_eq!(peaks.seconds(0.0, false, 40.0, 0.0), 2.0);
-        let copy = peaks.seconds(0.0, false, 8.0, 8.0);
+        assert_eq!(peaks.seconds(1000.0, Factor::F32, 40.0, 0.0), 10.0);
+        assert_eq!(peaks.seconds(1000.0, Factor::Bf16, 40.0, 0.0), 5.0);
+        assert_eq!(peaks.seconds(1000.0, Factor::Int8, 40.0, 0.0), 2.5);
+        assert_eq!(peaks.seconds(0.0, Factor::F32, 40.0, 0.0), 2.0);
+        let copy = peaks.seconds(0.0, Factor::F32, 8.0, 8.0);
         assert!((copy - 1.0).abs() < 1e-12, "a copy takes what a copy takes");
     }
 }

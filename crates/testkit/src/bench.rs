@@ -6,9 +6,9 @@
 //! arithmetic on warm ones, as in the middle of a training step.
 
 use crate::case::Case;
-use kernels_cpu::peak::{Memory, Peaks};
+use kernels_cpu::peak::{Factor, Memory, Peaks};
 use std::time::{Duration, Instant};
-use tensor::{Compute, Device};
+use tensor::Device;
 
 /// What a run took, and what it could have taken.
 #[derive(Clone, Copy, Debug)]
@@ -21,7 +21,7 @@ pub struct Measurement {
     pub runs: usize,
     /// Operations or bytes per second, in units of 10^9.
     pub value: f64,
-    /// Of `value`: `gflops` where arithmetic is the limit, else `gb_per_sec`.
+    /// Of `value`: `gflops` where arithmetic is the limit (`gops` on integers), else `gb_per_sec`.
     pub unit: &'static str,
     /// 1 at the limit of the machine.
     pub fraction_of_peak: f64,
@@ -43,9 +43,9 @@ pub fn measure(
     let mut buffers: Vec<_> = outputs.iter().map(|o| o.buffer(device, 0)).collect();
     let mut kernel = case.kernel(device);
     let cost = case.cost();
-    let in_bf16 = case.compute() == Compute::Bf16;
-    let limit = peaks.seconds(cost.flops, in_bf16, cost.bytes_read, cost.bytes_written);
-    let bound_by_memory = limit > peaks.seconds(cost.flops, in_bf16, 0.0, 0.0);
+    let factor = case.factor();
+    let limit = peaks.seconds(cost.flops, factor, cost.bytes_read, cost.bytes_written);
+    let bound_by_memory = limit > peaks.seconds(cost.flops, factor, 0.0, 0.0);
     kernel(&mut buffers);
     let (start, mut seconds) = (Instant::now(), Vec::new());
     while seconds.len() < MIN_RUNS || start.elapsed() < budget {
@@ -62,7 +62,8 @@ pub fn measure(
     let (amount, unit) = if bound_by_memory {
         (cost.bytes_read + cost.bytes_written, "gb_per_sec")
     } else {
-        (cost.flops, "gflops")
+        let is_int = factor == Factor::Int8;
+        (cost.flops, if is_int { "gops" } else { "gflops" })
     };
     Measurement {
         seconds: median_of,
@@ -78,4 +79,33 @@ pub fn measure(
 fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Mode;
+    use crate::cases::gemm_blocks;
+    use kernels_cpu::Isa;
+
+    #[test]
+    fn integers_are_measured_by_the_peak_of_integers() {
+        let peaks = Peaks {
+            f32_flops: 1.0,
+            bf16_flops: 1.0,
+            int8_ops: 1e3,
+            read_bytes: 1e9,
+            copy_bytes: 1e9,
+        };
+        let device = Device::cpu(Isa::Portable, 1);
+        let memory = Memory::new(1 << 12);
+        // The same sizes with rows of 8 and of 16 bits: a factor of 16 bits is two of 8.
+        let cases = gemm_blocks::cases(Mode::Conform);
+        let [of_8, of_16] = [&cases[0], &cases[cases.len() / 8]];
+        assert_eq!(2.0 * of_8.cost().flops, of_16.cost().flops);
+        let m = measure(of_8.as_ref(), &device, &peaks, &memory, Duration::ZERO);
+        assert_eq!((m.unit, m.runs), ("gops", MIN_RUNS));
+        let limit = of_8.cost().flops / 1e3;
+        assert!((m.fraction_of_peak * m.seconds / limit - 1.0).abs() < 1e-9);
+    }
 }

@@ -1,7 +1,8 @@
 //! A case: one op at one size, with its inputs, what the reference makes of them, and what it costs.
 
 use crate::compare::Tolerance;
-use numerics::{Philox, Rng};
+use kernels_cpu::peak::Factor;
+use numerics::{BlockType, Philox, Rng};
 use tensor::{Compute, Device, Tensor, ViewMut};
 
 /// What a table is asked for.
@@ -28,6 +29,29 @@ pub trait Case {
         Compute::F32
     }
 
+    /// Where weights are multiplied as integers: the type of their blocks.
+    fn blocks(&self) -> Option<BlockType> {
+        None
+    }
+
+    /// What its products multiply.
+    fn factor(&self) -> Factor {
+        match (self.blocks(), self.compute()) {
+            (Some(_), _) => Factor::Int8,
+            (None, Compute::F32) => Factor::F32,
+            (None, Compute::Bf16) => Factor::Bf16,
+        }
+    }
+
+    /// The name of the type that weights or values are in.
+    fn dtype(&self) -> &'static str {
+        match (self.blocks(), self.compute()) {
+            (Some(block_type), _) => block_type.name(),
+            (None, Compute::F32) => "f32",
+            (None, Compute::Bf16) => "bf16",
+        }
+    }
+
     /// What it takes.
     fn cost(&self) -> Cost;
 
@@ -49,7 +73,7 @@ pub trait Case {
     fn name(&self) -> String {
         let dims = self.dims();
         let dims: Vec<String> = dims.iter().map(|(of, n)| format!("{of} {n}")).collect();
-        format!("{} {:?} {}", self.op(), self.compute(), dims.join(", "))
+        format!("{} {} {}", self.op(), self.dtype(), dims.join(", "))
     }
 }
 
@@ -59,7 +83,7 @@ pub type Kernel<'a> = Box<dyn FnMut(&mut [Buffer]) + 'a>;
 /// Work and traffic of one run, by the formulas of the op's header.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cost {
-    /// Floating-point operations of its products; a multiply-add is two.
+    /// Operations of its products, on factors as [`Case::factor`] says; a multiply-add is two.
     pub flops: f64,
     /// Bytes read, each operand once.
     pub bytes_read: f64,

@@ -45,6 +45,6 @@ macro_rules! tables {
 }
 
 tables! {
-    gemm grouped_gemm attention qk_norm_rope rms_norm swiglu router moe_permute cross_entropy
+    gemm gemm_blocks grouped_gemm attention qk_norm_rope rms_norm swiglu router moe_permute cross_entropy
     embedding elementwise adamw muon
 }

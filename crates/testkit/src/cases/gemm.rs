@@ -28,11 +28,13 @@ const SIZES: [(usize, usize, usize); 12] = [
     (64, 100, 3),
     (130, 384, 192),
 ];
-/// A training step's products, a large one, and a token's.
-const REAL: [(usize, usize, usize); 4] = [
+/// A training step's products, a large one, those of a prompt, and a token's.
+const REAL: [(usize, usize, usize); 6] = [
     (4096, 640, 384),
     (4096, 2048, 384),
     (1024, 1024, 1024),
+    (512, 1536, 1024),
+    (512, 1024, 4096),
     (1, 8192, 1024),
 ];
 

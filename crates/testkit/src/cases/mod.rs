@@ -1,4 +1,5 @@
-//! The case tables: one file per op, of the name it has under `tensor::ops` and in `kernels_cpu`.
+//! The case tables: one file per op, of the name it has under `tensor::ops` and in `kernels_cpu`; and
+//! `gemm_blocks`, the products of two of them with weights in blocks of integers.
 //!
 //! A file says what the kernel is given, what it should give (in the words of `reference`, or in plain
 //! loops where the kernel's cut is not the reference's), how near is near enough, and what it costs.
@@ -11,6 +12,7 @@ pub mod cross_entropy;
 pub mod elementwise;
 pub mod embedding;
 pub mod gemm;
+pub mod gemm_blocks;
 pub mod grouped_gemm;
 pub mod moe_permute;
 pub mod muon;
@@ -23,8 +25,9 @@ pub mod swiglu;
 pub type Table = fn(Mode) -> Vec<Box<dyn Case>>;
 
 /// All tables by the names of their files.
-pub const ALL: [(&str, Table); 13] = [
+pub const ALL: [(&str, Table); 14] = [
     ("gemm", gemm::cases),
+    ("gemm_blocks", gemm_blocks::cases),
     ("grouped_gemm", grouped_gemm::cases),
     ("attention", attention::cases),
     ("qk_norm_rope", qk_norm_rope::cases),

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use kernels_cpu::peak::{Memory, Peaks};
 use serde_json::json;
 use std::time::Duration;
-use tensor::{Compute, Device};
+use tensor::Device;
 use testkit::bench::{Measurement, measure};
 use testkit::{Case, Mode, cases};
 
@@ -59,11 +59,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let budget = Duration::from_secs_f64(args.seconds);
     if !args.json {
         print(&format!(
-            "{} on {} threads: f32 {:.0} GFLOP/s, bf16 {:.0} GFLOP/s, read {:.1} GB/s, copy {:.1} GB/s\n",
+            "{} on {} threads: f32 {:.0} GFLOP/s, bf16 {:.0} GFLOP/s, int8 {:.0} GOP/s, read {:.1} GB/s, copy {:.1} GB/s\n",
             device.name(),
             device.threads(),
             peaks.f32_flops / 1e9,
             peaks.bf16_flops / 1e9,
+            peaks.int8_ops / 1e9,
             peaks.read_bytes / 1e9,
             peaks.copy_bytes / 1e9
         ));
@@ -83,20 +84,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn dtype(case: &dyn Case) -> &'static str {
-    match case.compute() {
-        Compute::F32 => "f32",
-        Compute::Bf16 => "bf16",
-    }
-}
-
 fn object(case: &dyn Case, device: &Device, m: &Measurement) -> serde_json::Value {
     let dims = case.dims().into_iter();
     let dims: serde_json::Map<_, _> = dims.map(|(of, n)| (of.to_owned(), json!(n))).collect();
     json!({
         "op": case.op(),
         "dims": dims,
-        "dtype": dtype(case),
+        "dtype": case.dtype(),
         "isa": device.name(),
         "threads": device.threads(),
         "value": m.value,
@@ -111,6 +105,7 @@ fn object(case: &dyn Case, device: &Device, m: &Measurement) -> serde_json::Valu
 fn line(case: &dyn Case, m: &Measurement) -> String {
     let unit = match m.unit {
         "gflops" => "GFLOP/s",
+        "gops" => "GOP/s",
         _ => "GB/s",
     };
     let dims: Vec<String> = case
@@ -121,7 +116,7 @@ fn line(case: &dyn Case, m: &Measurement) -> String {
     format!(
         "{:<31} {:<5} {:>10.1} {unit:<7} {:>5.0} % {:>6.2} ms  {}",
         case.op(),
-        dtype(case),
+        case.dtype(),
         m.value,
         100.0 * m.fraction_of_peak,
         1e3 * m.seconds,

@@ -2,6 +2,8 @@
 
 mod infer;
 mod kernels;
+mod serve;
+mod tokenize;
 mod train;
 
 use anyhow::Result;
@@ -19,6 +21,8 @@ enum Command {
     Train(train::Args),
     Prefill(infer::PrefillArgs),
     Decode(infer::DecodeArgs),
+    Serve(serve::Args),
+    Tokenize(tokenize::Args),
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -27,5 +31,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Command::Train(args) => train::run(args),
         Command::Prefill(args) => infer::prefill(args),
         Command::Decode(args) => infer::decode(args),
+        Command::Serve(args) => serve::run(args),
+        Command::Tokenize(args) => tokenize::run(args),
     }
 }

