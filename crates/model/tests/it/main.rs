@@ -8,5 +8,6 @@
 
 mod decode;
 mod determinism;
+mod mtp;
 mod parity;
 mod published;
