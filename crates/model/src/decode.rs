@@ -60,6 +60,19 @@ pub struct BlockGroup<'a> {
     pub sequences: &'a [CachedSequence<'a>],
 }
 
+/// Bytes of packed matrices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WeightBytes {
+    /// What every step reads, but for the head.
+    pub dense: usize,
+    /// All experts of all layers.
+    pub experts: usize,
+    /// The head.
+    pub head: usize,
+    /// The prediction layer, which has the same head.
+    pub mtp: usize,
+}
+
 /// One step.
 pub struct CachedBatch<'a> {
     /// (T)
@@ -124,6 +137,21 @@ impl DecodeState {
 }
 
 impl Transformer {
+    /// What steps and passes of the prediction layer read.
+    pub fn weight_bytes(&self) -> WeightBytes {
+        let blocks = self.blocks.iter().map(Block::bytes);
+        let (dense, experts) = blocks.fold((0, 0), |sum, part| (sum.0 + part.0, sum.1 + part.1));
+        WeightBytes {
+            dense,
+            experts,
+            head: self.lm_head.bytes(),
+            mtp: self
+                .mtp
+                .as_ref()
+                .map_or(0, |mtp| mtp.fc.bytes() + mtp.block.bytes().0),
+        }
+    }
+
     /// Memory for steps: none yet, it grows with them.
     pub fn decode_state(&self, device: &Device) -> DecodeState {
         let (d, v) = (self.config.hidden_size, self.config.vocab_size);

@@ -153,6 +153,12 @@ impl Moe {
         }
     }
 
+    /// Bytes of router and shared expert, and of all experts.
+    pub(crate) fn bytes(&self) -> (usize, usize) {
+        let experts = self.gate_up.bytes() + self.down.bytes();
+        (self.router.bytes() + self.shared.bytes(), experts)
+    }
+
     /// Packs the present weights.
     pub fn refresh(&mut self, device: &Device, params: &Tensor) {
         self.router.refresh(device, params);
