@@ -209,14 +209,13 @@ mod tests {
         }
     }
 
-    /// After many guesses of which at each depth so many of four are right.
-    fn after(cost: StepCost, right_of_four: usize) -> DepthChoice {
+    /// After many guesses of which at each depth so many of four were right.
+    fn after(cost: StepCost, right_of_four: f64) -> DepthChoice {
         let mut choice = DepthChoice::new(cost, 3);
-        for i in 0..400 {
-            for depth in 0..3 {
-                choice.note(depth + 1, depth + usize::from(i % 4 < right_of_four));
-            }
-        }
+        choice.rates.fill(Rate {
+            right: 25.0 * right_of_four,
+            tried: 100.0,
+        });
         choice
     }
 
@@ -227,16 +226,16 @@ mod tests {
 
     #[test]
     fn right_guesses_make_it_deep_and_wrong_ones_end_it() {
-        assert_eq!(depth(&after(dense(), 4), &load(1)), 3);
-        assert_eq!(depth(&after(dense(), 0), &load(1)), 0);
-        let some = depth(&after(dense(), 1), &load(1));
+        assert_eq!(depth(&after(dense(), 4.0), &load(1)), 3);
+        assert_eq!(depth(&after(dense(), 0.0), &load(1)), 0);
+        let some = depth(&after(dense(), 1.0), &load(1));
         assert!(some < 3, "{some}");
     }
 
     #[test]
     fn experts_that_must_be_read_make_a_row_dear() {
-        let one_in_two = after(large(), 2);
-        assert!(depth(&one_in_two, &load(1)) < depth(&after(dense(), 2), &load(1)));
+        let one_in_two = after(large(), 2.0);
+        assert!(depth(&one_in_two, &load(1)) < depth(&after(dense(), 2.0), &load(1)));
         // Where a prompt or many sequences have read all experts already, rows are cheap again.
         let beside_a_prompt = Load {
             other_rows: 200,
@@ -264,7 +263,7 @@ mod tests {
 
     #[test]
     fn what_does_not_pay_is_tried_again_and_comes_back() {
-        let mut choice = after(dense(), 0);
+        let mut choice = after(dense(), 0.0);
         let mut probes = 0;
         for _ in 0..PROBE_EVERY * 4 {
             probes += choice.choose(&load(1));
@@ -277,6 +276,16 @@ mod tests {
             steps += 1;
             assert!(steps < 10_000, "it never comes back");
         }
+    }
+
+    #[test]
+    fn a_mean_remembers_about_the_last_hundred() {
+        let mut choice = DepthChoice::new(dense(), 2);
+        (0..1000).for_each(|_| choice.note(2, 0));
+        (0..1000).for_each(|_| choice.note(2, 1));
+        let share = |rate: Rate| rate.right / rate.tried;
+        assert!(share(choice.rates[0]) > 0.99 && share(choice.rates[1]) < 0.01);
+        assert!(choice.rates.iter().all(|rate| rate.tried <= MEMORY));
     }
 
     #[test]
