@@ -33,7 +33,17 @@ pub(crate) struct RunArgs {
     /// prompt is read about 1.6 times as fast, and answers may differ.
     #[arg(long, value_enum, value_name = "BITS", default_value_t)]
     activation_bits: ActivationBits,
+    /// Do not let the model's prediction layer guess tokens. (It changes the speed, never the tokens.)
+    #[arg(long, conflicts_with = "num_speculative_tokens")]
+    no_mtp: bool,
+    /// Tokens that the prediction layer guesses ahead at most; fewer where more would not pay [default: as
+    /// many as the model's configuration says, or 3].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=32))]
+    num_speculative_tokens: Option<u32>,
 }
+
+/// Guesses at a time where neither the command nor the model says how many.
+const SPECULATIVE_TOKENS: usize = 3;
 
 /// Choices of `--activation-bits`.
 #[derive(clap::ValueEnum, Clone, Copy, Debug, Default)]
@@ -46,6 +56,25 @@ enum ActivationBits {
 }
 
 impl RunArgs {
+    /// The same without the prediction layer.
+    pub(crate) fn without_mtp(&self) -> RunArgs {
+        RunArgs {
+            no_mtp: true,
+            num_speculative_tokens: None,
+            ..self.clone()
+        }
+    }
+
+    fn num_speculative_tokens(&self, config: &ModelConfig) -> usize {
+        match (self.no_mtp, self.num_speculative_tokens) {
+            (true, _) => 0,
+            (false, Some(tokens)) => tokens as usize,
+            (false, None) => config
+                .mtp_num_speculative_steps
+                .unwrap_or(SPECULATIVE_TOKENS),
+        }
+    }
+
     fn activations(&self) -> Activations {
         match self.activation_bits {
             ActivationBits::Eight => Activations::Int8,
@@ -251,8 +280,13 @@ impl OpenModel {
     /// Reads the weights and makes an engine with an empty cache. The cache takes at most
     /// `config.num_kv_blocks` blocks, and no more than half of the memory that the weights leave.
     ///
-    /// The cache of the default configuration is never short where memory is not.
+    /// The cache of the default configuration is never short where memory is not. How many tokens are guessed
+    /// is taken from the command's options, not from `config`.
     pub(crate) fn engine(&self, config: EngineConfig) -> Result<Engine> {
+        let config = EngineConfig {
+            num_speculative_tokens: self.run.num_speculative_tokens(&self.config),
+            ..config
+        };
         let runner = self.runner()?;
         let config = self.fit_kv(&runner, config)?;
         Ok(Engine::new(Box::new(runner), config)?)
