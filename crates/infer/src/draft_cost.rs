@@ -18,14 +18,14 @@
 //! depth that once did not pay is tried again, every 32nd choice is one deeper.
 //!
 //! There is no clock in it: the same requests are run by the same steps on any machine. A wrong price makes
-//! answers slower, never other ones. MADD and LAYER were fitted to steps of one to five rows of two models on
-//! AVX-512 (docs/LOG.md, the entry on guessed tokens).
+//! answers slower, never other ones. MADD and LAYER are what makes the formula agree with the ratio of steps
+//! measured on one core with AVX-512 (docs/LOG.md, the entry on guessed tokens).
 
 /// A multiply-add of a row, in bytes read.
-const MADD: f64 = 0.15;
+const MADD: f64 = 0.25;
 
 /// What starting the ops of a layer takes, in bytes read.
-const LAYER: f64 = 400_000.0;
+const LAYER: f64 = 100_000.0;
 
 /// Every so many choices one goes deeper than pays.
 const PROBE_EVERY: u64 = 32;
