@@ -472,6 +472,10 @@ impl Engine {
         let Some(drafter) = &mut self.drafter else {
             return;
         };
+        let running = &self.scheduler.running;
+        if (self.step.iter()).all(|part| running[part.seq].speculation.is_none()) {
+            return;
+        }
         let hidden = self.runner.hidden();
         for (part, packed) in self.step.iter().zip(&self.batch.sequences) {
             let sequence = &mut self.scheduler.running[part.seq];
