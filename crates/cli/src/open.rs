@@ -32,7 +32,17 @@ pub(crate) struct RunArgs {
     /// the busiest are kept and the others read from disk when they are needed.
     #[arg(long, value_name = "SIZE", value_parser = memory::parse_bytes)]
     memory: Option<u64>,
+    /// Do not let the model's prediction layer guess tokens. (It changes the speed, never the tokens.)
+    #[arg(long, conflicts_with = "num_speculative_tokens")]
+    no_mtp: bool,
+    /// Tokens that the prediction layer guesses ahead at most; fewer where more would not pay [default: as
+    /// many as the model's configuration says, or 3].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=32))]
+    num_speculative_tokens: Option<u32>,
 }
+
+/// Guesses at a time where neither the command nor the model says how many.
+const SPECULATIVE_TOKENS: usize = 3;
 
 /// Choices of `--activation-bits`.
 #[derive(clap::ValueEnum, Clone, Copy, Debug, Default)]
@@ -48,6 +58,25 @@ impl RunArgs {
     /// Bytes of each of the buffers with which the memory is measured before a model is run.
     pub(crate) fn measuring_bytes(&self) -> usize {
         memory::measuring_bytes(self.memory)
+    }
+
+    /// The same without the prediction layer.
+    pub(crate) fn without_mtp(&self) -> RunArgs {
+        RunArgs {
+            no_mtp: true,
+            num_speculative_tokens: None,
+            ..self.clone()
+        }
+    }
+
+    fn num_speculative_tokens(&self, config: &ModelConfig) -> usize {
+        match (self.no_mtp, self.num_speculative_tokens) {
+            (true, _) => 0,
+            (false, Some(tokens)) => tokens as usize,
+            (false, None) => config
+                .mtp_num_speculative_steps
+                .unwrap_or(SPECULATIVE_TOKENS),
+        }
     }
 
     fn activations(&self) -> Activations {
@@ -221,7 +250,12 @@ impl OpenModel {
     }
 
     /// Reads the weights and makes an engine with an empty cache, within the memory there is ([`crate::fit`]).
+    /// How many tokens are guessed is taken from the command's options, not from `config`.
     pub(crate) fn engine(&self, config: EngineConfig) -> Result<Engine> {
+        let config = EngineConfig {
+            num_speculative_tokens: self.run.num_speculative_tokens(&self.config),
+            ..config
+        };
         let (what, bound) = (self.path.display().to_string(), self.run.memory);
         let fit = Fit::plan(&what, &self.checkpoint, &config, bound)?;
         let device = env::device()?;

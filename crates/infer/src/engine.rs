@@ -1,12 +1,12 @@
 //! The engine: requests in, one event for each generated token out.
 //!
-//! A step is schedule -> pack rows -> forward -> draw. The engine is driven: it has no thread and no
-//! clock, and does nothing outside [`Engine::step`]. It knows token ids only; stop strings and text
-//! belong to its callers.
+//! A step is schedule -> pack rows -> forward -> draw -> guess what comes next (`speculative.rs`). The
+//! engine is driven: it has no thread and no clock, and does nothing outside [`Engine::step`]. It knows token
+//! ids only; stop strings and text belong to its callers.
 //!
 //! Promise: greedy output, and sampled output at a fixed seed, depend only on the request, not on
-//! what else runs, how the prompt was chunked, or whether the sequence was preempted. A token that a
-//! budget forces depends on the number of tokens before it and on nothing else.
+//! what else runs, how the prompt was chunked, whether the sequence was preempted, or what was guessed. A
+//! token that a budget forces depends on the number of tokens before it and on nothing else.
 //! Tested against a scripted model in `tests/it`.
 //!
 //! Deliberately absent: beam search and several answers to one prompt; text.
@@ -15,7 +15,8 @@ use crate::kv_blocks::{KV_BLOCK, KvBlocks, MAX_KV_BLOCKS};
 use crate::runner::{Runner, StepBatch};
 use crate::sampler::{Logprobs, SampledToken, Sampler, SamplingError, SamplingParams, TokenCounts};
 use crate::scheduler::{Scheduled, Scheduler};
-use crate::sequence::{Budget, RequestId, Sequence};
+use crate::sequence::{Budget, RequestId, Sequence, Speculation};
+use crate::speculative::{Drafter, LAG, MAX_DRAFTS};
 use model::experts::ExpertCacheStats;
 use thiserror::Error;
 
@@ -31,6 +32,9 @@ pub struct EngineConfig {
     pub num_kv_blocks: usize,
     /// Requests that wait; one more is refused.
     pub max_num_waiting: usize,
+    /// Tokens that the model's draft layer guesses ahead at most, each verified by the model; 0 leaves the
+    /// layer out, more than 32 is as 32. It changes the speed, never the tokens.
+    pub num_speculative_tokens: usize,
 }
 
 impl Default for EngineConfig {
@@ -40,19 +44,29 @@ impl Default for EngineConfig {
             max_num_batched_tokens: 512,
             num_kv_blocks: usize::MAX,
             max_num_waiting: 64,
+            num_speculative_tokens: 0,
         }
     }
 }
 
 impl EngineConfig {
     /// The blocks of a model with these windows and positions, of which no more are made than useful.
-    pub(crate) fn kv_blocks(&self, windows: &[Option<usize>], max_positions: usize) -> KvBlocks {
+    pub(crate) fn kv_blocks(&self, runner: &dyn Runner) -> KvBlocks {
+        let mut windows = runner.layer_windows().to_vec();
+        let draft_layer = runner.draft_layer().filter(|_| self.speculates());
+        let slack = if draft_layer.is_some() { LAG } else { 0 };
+        windows.extend(draft_layer.map(|layer| layer.window));
         KvBlocks::new(
-            windows,
-            self.num_useful_blocks(max_positions),
+            &windows,
+            self.num_useful_blocks(runner.max_positions()),
             self.max_num_seqs,
+            slack,
             self.max_num_batched_tokens,
         )
+    }
+
+    fn speculates(&self) -> bool {
+        self.num_speculative_tokens > 0
     }
 
     pub(crate) fn num_useful_blocks(&self, max_positions: usize) -> usize {
@@ -98,7 +112,7 @@ pub enum FinishReason {
     NotFinite,
 }
 
-/// What a step did for one request.
+/// A token of a request; a step may bring several, in their order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
     /// Whose.
@@ -129,6 +143,10 @@ pub struct EngineStats {
     pub num_waiting: usize,
     /// Preemptions since the engine was made.
     pub num_preemptions: u64,
+    /// Guessed tokens that were rows of steps since then.
+    pub draft_proposed: u64,
+    /// Those of them that became part of an answer.
+    pub draft_accepted: u64,
     /// For each group: free blocks, all blocks.
     pub kv_blocks: Vec<(usize, usize)>,
 }
@@ -195,10 +213,11 @@ pub struct Engine {
     pub(crate) config: EngineConfig,
     pub(crate) scheduler: Scheduler,
     next_id: u64,
-    sampler: Sampler,
+    pub(crate) sampler: Sampler,
     step: Vec<Scheduled>,
     pub(crate) batch: StepBatch,
-    logits: Vec<f32>, // (R, V)
+    pub(crate) logits: Vec<f32>, // (R, V)
+    pub(crate) drafter: Option<Drafter>,
 }
 
 impl Engine {
@@ -220,9 +239,12 @@ impl Engine {
                 return Err(ConfigError { key });
             }
         }
-        let kv = config.kv_blocks(runner.layer_windows(), runner.max_positions());
+        let kv = config.kv_blocks(&*runner);
         config.num_kv_blocks = config.num_useful_blocks(runner.max_positions());
         runner.init_kv(kv.groups());
+        let max_depth = config.num_speculative_tokens.min(MAX_DRAFTS);
+        let layer = runner.draft_layer().filter(|_| config.speculates());
+        let drafter = layer.map(|layer| Drafter::new(layer, max_depth));
         let scheduler = Scheduler::new(kv, config.max_num_seqs, config.max_num_batched_tokens);
         Ok(Engine {
             runner,
@@ -233,6 +255,7 @@ impl Engine {
             step: Vec::new(),
             batch: StepBatch::default(),
             logits: Vec::new(),
+            drafter,
         })
     }
 
@@ -296,9 +319,13 @@ impl Engine {
         }
         let id = RequestId(self.next_id);
         self.next_id += 1;
+        let max_len = self.max_len().min(len.saturating_add(max_tokens));
+        // The first token comes with the prompt, and the last alone.
+        let speculates = self.drafter.is_some() && max_len >= len + 3;
         self.scheduler.waiting.push_back(Sequence {
             id,
-            max_len: self.max_len().min(len.saturating_add(max_tokens)),
+            max_len,
+            speculation: speculates.then(Speculation::default),
             budget: budget.map(|budget| Budget {
                 forced_at: len.saturating_add(budget.max_tokens),
                 end_id: budget.end_id,
@@ -330,6 +357,8 @@ impl Engine {
             num_running: self.scheduler.running.len(),
             num_waiting: self.scheduler.waiting.len(),
             num_preemptions: self.scheduler.num_preemptions,
+            draft_proposed: self.drafter.as_ref().map_or(0, |d| d.num_proposed),
+            draft_accepted: self.drafter.as_ref().map_or(0, |d| d.num_accepted),
             kv_blocks: pools
                 .iter()
                 .map(|pool| (pool.num_free(), pool.num_blocks()))
@@ -337,7 +366,8 @@ impl Engine {
         }
     }
 
-    /// One forward pass; a request whose prompt is not finished yields no event. Empty when idle.
+    /// One forward pass. A request whose prompt is not finished yields no event, one whose next tokens were
+    /// guessed right several. Empty when idle.
     pub fn step(&mut self) -> Vec<Event> {
         self.scheduler.schedule(&mut self.step);
         if self.step.is_empty() {
@@ -352,7 +382,18 @@ impl Engine {
         self.logits
             .resize(self.batch.logit_rows.len() * vocab_size, 0.0);
         self.runner.forward(&self.batch, &mut self.logits);
-        self.advance(vocab_size)
+        let events = self.advance(vocab_size);
+        self.keep_hidden();
+        for event in events.iter().filter(|event| event.finish_reason.is_some()) {
+            self.scheduler.remove(event.id);
+        }
+        self.draft();
+        let Scheduler { kv, running, .. } = &mut self.scheduler;
+        for sequence in running {
+            let next = sequence.next_query();
+            kv.release_passed(&mut sequence.tables, next);
+        }
+        events
     }
 
     /// The rows of the step, in the order of `running`.
@@ -361,60 +402,92 @@ impl Engine {
         for part in &self.step {
             let sequence = &self.scheduler.running[part.seq];
             let first = sequence.num_computed;
+            let is_finished = part.num_tokens == sequence.num_uncomputed();
             self.batch.push(
                 &sequence.ids[first..first + part.num_tokens],
+                &sequence.drafts()[..part.num_drafts],
                 first,
-                usize::from(part.num_tokens == sequence.num_uncomputed()),
+                if is_finished { 1 + part.num_drafts } else { 0 },
                 sequence.tables.iter().map(|table| table.blocks()),
             );
         }
     }
 
-    /// Accounts for the rows that were computed and draws the tokens that are due.
+    /// Accounts for the rows that were computed and draws the tokens that are due: one, and one more for
+    /// each guess that is the token drawn.
     fn advance(&mut self, vocab_size: usize) -> Vec<Event> {
         let mut events = Vec::with_capacity(self.batch.logit_rows.len());
-        let mut rows = self.logits.chunks_exact(vocab_size);
-        for part in &self.step {
+        let mut first_logits = 0;
+        for part in &mut self.step {
             let sequence = &mut self.scheduler.running[part.seq];
             sequence.num_computed += part.num_tokens;
-            self.scheduler
-                .kv
-                .release_passed(&mut sequence.tables, sequence.num_computed);
             if sequence.num_uncomputed() > 0 {
                 continue;
             }
-            let logits = rows
-                .next()
-                .expect("one row of logits for each finished sequence");
-            let position = sequence.ids.len();
-            let forced = sequence.forced();
-            let (sampling, counts) = (&sequence.sampling, &sequence.counts);
-            let token = self
-                .sampler
-                .sample(logits, sampling, counts, position, forced);
-            let finish_reason = match &token {
-                None => Some(FinishReason::NotFinite),
-                Some(token) => {
-                    sequence.push(token.id);
-                    if sequence.stop_ids.contains(&token.id) {
-                        Some(FinishReason::Stop)
-                    } else if sequence.ids.len() >= sequence.max_len {
-                        Some(FinishReason::Length)
-                    } else {
-                        None
+            let rows = &self.logits[first_logits * vocab_size..];
+            first_logits += 1 + part.num_drafts;
+            let (mut num_tried, mut num_right) = (0, 0);
+            for logits in rows.chunks_exact(vocab_size).take(1 + part.num_drafts) {
+                let position = sequence.ids.len();
+                let forced = sequence.forced(position);
+                let (sampling, counts) = (&sequence.sampling, &sequence.counts);
+                let token = self
+                    .sampler
+                    .sample(logits, sampling, counts, position, forced);
+                let drawn = token.as_ref().map(|token| token.id);
+                let finish_reason = match drawn {
+                    None => Some(FinishReason::NotFinite),
+                    Some(id) => {
+                        sequence.push(id);
+                        if sequence.stop_ids.contains(&id) {
+                            Some(FinishReason::Stop)
+                        } else if sequence.ids.len() >= sequence.max_len {
+                            Some(FinishReason::Length)
+                        } else {
+                            None
+                        }
                     }
+                };
+                let is_last = finish_reason.is_some();
+                events.push(Event {
+                    id: sequence.id,
+                    token,
+                    finish_reason,
+                });
+                let draft = sequence.drafts()[..part.num_drafts].get(num_right);
+                let is_right = draft.is_some() && draft.copied() == drawn;
+                num_tried += usize::from(draft.is_some());
+                num_right += usize::from(is_right);
+                if is_last || !is_right {
+                    break;
                 }
-            };
-            events.push(Event {
-                id: sequence.id,
-                token,
-                finish_reason,
-            });
-        }
-        for event in events.iter().filter(|event| event.finish_reason.is_some()) {
-            self.scheduler.remove(event.id);
+            }
+            if let Some(drafter) = &mut self.drafter {
+                drafter.note(part.num_drafts, num_tried, num_right);
+            }
+            // What was computed for wrong guesses is written over by what comes in their place. (After the
+            // last token there is nothing to come.)
+            part.num_drafts = num_right.min(sequence.num_uncomputed().saturating_sub(1));
+            sequence.num_computed += part.num_drafts;
         }
         events
+    }
+
+    /// Keeps for the draft layer what the step left of the rows that hold.
+    fn keep_hidden(&mut self) {
+        let Some(drafter) = &mut self.drafter else {
+            return;
+        };
+        let running = &self.scheduler.running;
+        if (self.step.iter()).all(|part| running[part.seq].speculation.is_none()) {
+            return;
+        }
+        let hidden = self.runner.hidden();
+        for (part, packed) in self.step.iter().zip(&self.batch.sequences) {
+            let sequence = &mut self.scheduler.running[part.seq];
+            let rows = packed.rows.start..packed.rows.start + part.num_tokens + part.num_drafts;
+            drafter.keep(sequence, hidden, rows);
+        }
     }
 }
 

@@ -94,11 +94,13 @@ pub(crate) struct KvBlocks {
 
 impl KvBlocks {
     /// Groups the layers by window. `num_blocks` is the room of a global group; a sliding group gets
-    /// what `max_num_seqs` windows and one step of `max_num_batched_tokens` can hold at most.
+    /// what `max_num_seqs` windows, each longer by `slack` positions, and one step of `max_num_batched_tokens`
+    /// can hold at most.
     pub(crate) fn new(
         layer_windows: &[Option<usize>],
         num_blocks: usize,
         max_num_seqs: usize,
+        slack: usize,
         max_num_batched_tokens: usize,
     ) -> KvBlocks {
         let mut groups: Vec<KvGroup> = Vec::new();
@@ -117,7 +119,7 @@ impl KvBlocks {
                 // n consecutive positions touch at most n / 64 + 2 blocks; a sequence holds its
                 // window and the rows of the step, and all rows together are the step's tokens.
                 let bound = max_num_seqs
-                    .saturating_mul(window.div_ceil(KV_BLOCK) + 2)
+                    .saturating_mul(window.saturating_add(slack).div_ceil(KV_BLOCK) + 2)
                     .saturating_add(max_num_batched_tokens.div_ceil(KV_BLOCK));
                 group.num_blocks = num_blocks.min(bound);
             }
@@ -198,7 +200,13 @@ mod tests {
 
     #[test]
     fn layers_are_grouped_by_window() {
-        let kv = KvBlocks::new(&[Some(128), Some(128), None, Some(128), None], 100, 2, 64);
+        let kv = KvBlocks::new(
+            &[Some(128), Some(128), None, Some(128), None],
+            100,
+            2,
+            0,
+            64,
+        );
         assert_eq!(kv.groups().len(), 2);
         assert_eq!(kv.groups()[0].layers, [0, 1, 3]);
         assert_eq!(kv.groups()[0].num_blocks, 2 * (2 + 2) + 1);
@@ -208,7 +216,7 @@ mod tests {
 
     #[test]
     fn a_sliding_group_keeps_exactly_the_visible_blocks() {
-        let mut kv = KvBlocks::new(&[Some(100), None], 64, 1, 1);
+        let mut kv = KvBlocks::new(&[Some(100), None], 64, 1, 0, 1);
         let mut tables = kv.new_tables();
         for pos in 0..1000usize {
             assert!(kv.grow(&mut tables, pos + 1));
@@ -235,7 +243,7 @@ mod tests {
 
     #[test]
     fn growing_without_room_changes_nothing() {
-        let mut kv = KvBlocks::new(&[None, Some(64)], 3, 4, 512);
+        let mut kv = KvBlocks::new(&[None, Some(64)], 3, 4, 0, 512);
         let (mut a, mut b) = (kv.new_tables(), kv.new_tables());
         assert!(kv.grow(&mut a, 65));
         assert!(!kv.grow(&mut b, 129));

@@ -2,8 +2,9 @@
 //!
 //! Map, in reading order: [`Engine`] (requests in, events out), the scheduler (who runs in a step), the
 //! sequence (one request's state), the block bookkeeping of the key-value cache, [`Runner`] (the model as
-//! the engine sees it) and [`ModelRunner`] (the real one), the sampler (logits to a token), and
-//! [`Engine::score`] (the likelihood of a given text).
+//! the engine sees it) and [`ModelRunner`] (the real one), the sampler (logits to a token), speculative
+//! decoding (tokens guessed by a draft layer, and whether that pays), and [`Engine::score`] (the likelihood
+//! of a given text).
 //!
 //! The engine with a model of six tokens that always continues with the next id:
 //! ```
@@ -43,6 +44,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod draft_cost;
 mod engine;
 mod kv_blocks;
 mod model_runner;
@@ -51,14 +53,16 @@ mod sampler;
 mod scheduler;
 mod score;
 mod sequence;
+mod speculative;
 
+pub use draft_cost::StepCost;
 pub use engine::{
     Completion, ConfigError, Engine, EngineConfig, EngineStats, Event, FinishReason, Request,
     SubmitError, TokenBudget, generate, generate_all,
 };
 pub use kv_blocks::{KV_BLOCK, KvGroup, NO_BLOCK};
 pub use model_runner::ModelRunner;
-pub use runner::{GroupRows, Runner, SeqRows, StepBatch};
+pub use runner::{DraftLayer, GroupRows, Runner, SeqRows, StepBatch};
 pub use sampler::{Logprobs, SampledToken, SamplingError, SamplingParams};
 pub use score::{ScoreError, ScoreWindow};
 pub use sequence::RequestId;

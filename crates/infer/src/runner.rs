@@ -4,8 +4,12 @@
 //! (a chunk of its prompt). The runner writes the keys and values of each row at its slot, attends
 //! through the block tables, and returns logits for the rows that are asked for.
 //!
-//! Legend: T rows of the step, B sequences of the step, R rows whose logits are wanted, V vocab.
+//! A model may have a layer more that guesses further tokens ([`DraftLayer`]); the engine runs it after a
+//! step, on what the step left, and has the guesses verified by the model in the next.
+//!
+//! Legend: T rows of the step, B sequences of the step, R rows whose logits are wanted, V vocab, D width.
 
+use crate::draft_cost::StepCost;
 use crate::kv_blocks::{KV_BLOCK, KvGroup, NO_BLOCK};
 use model::experts::ExpertCacheStats;
 use std::ops::Range;
@@ -37,6 +41,29 @@ pub trait Runner {
     /// logits (R, V), one row for each entry of `batch.logit_rows`. Every entry is overwritten.
     fn forward(&mut self, batch: &StepBatch, logits: &mut [f32]);
 
+    /// The layer that guesses further tokens, where there is one. In [`KvGroup::layers`] it has the index
+    /// after the last; where it is in no group it is not run.
+    fn draft_layer(&self) -> Option<DraftLayer> {
+        None
+    }
+
+    /// (T, D): what the last [`Runner::forward`] left of each of its rows for the draft layer.
+    fn hidden(&mut self) -> &[f32] {
+        &[]
+    }
+
+    /// One pass of the draft layer: row t has the position of a token, `hidden` (T, D) of it, and as its id
+    /// the token *after* it. logits (R, V) are those of the token after that; `hidden_out` (R, D) takes the
+    /// place of `hidden` for a guess one further.
+    fn draft(
+        &mut self,
+        _batch: &StepBatch,
+        _hidden: &[f32],
+        _logits: &mut [f32],
+        _hidden_out: &mut [f32],
+    ) {
+    }
+
     /// losses (R): -ln p(target) in each row that [`Runner::forward`] would give logits for.
     fn losses(&mut self, batch: &StepBatch, targets: &[u32], losses: &mut [f32]) {
         let vocab_size = self.vocab_size();
@@ -47,6 +74,17 @@ pub trait Runner {
             *loss = (log_sum_exp(row) - f64::from(row[target as usize])) as f32;
         }
     }
+}
+
+/// A layer that guesses the token after next.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DraftLayer {
+    /// Keys that a query of it sees, itself included; `None` sees all.
+    pub window: Option<usize>,
+    /// D.
+    pub hidden_size: usize,
+    /// What steps of the model, and passes of the layer, are worth.
+    pub cost: StepCost,
 }
 
 /// ln of the sum of exp(z), in f64.
@@ -110,18 +148,20 @@ impl StepBatch {
         }
     }
 
-    /// Appends the rows of one sequence, of which the last `num_logit_rows` want logits; `tables` has one
-    /// block table for each group.
+    /// Appends the rows of one sequence, known ids and then guessed ones, of which the last `num_logit_rows`
+    /// want logits; `tables` has one block table for each group.
     pub(crate) fn push<'a>(
         &mut self,
         ids: &[u32],
+        drafts: &[u32],
         first_pos: usize,
         num_logit_rows: usize,
         tables: impl Iterator<Item = &'a [u32]>,
     ) {
         let start = self.ids.len();
-        let last_pos = first_pos + ids.len();
+        let last_pos = first_pos + ids.len() + drafts.len();
         self.ids.extend_from_slice(ids);
+        self.ids.extend_from_slice(drafts);
         self.positions
             .extend((first_pos..last_pos).map(|pos| pos as u32));
         let rows = start..self.ids.len();

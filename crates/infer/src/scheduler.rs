@@ -2,8 +2,9 @@
 //!
 //! Continuous batching: every step takes the running sequences in the order of their arrival and gives
 //! each what is left of the token budget, at most what it still has to compute: one row for a
-//! sequence that is decoding, a chunk for one whose prompt is not finished. What remains admits
-//! waiting sequences, oldest first, when there is room for the whole of them.
+//! sequence that is decoding, a chunk for one whose prompt is not finished. Guessed tokens are rows more,
+//! as far as every other running sequence keeps a row. What remains admits waiting sequences, oldest first,
+//! when there is room for the whole of them.
 //!
 //! When blocks run out the youngest running sequence is preempted: its blocks are freed, and it goes
 //! back to the head of the queue to be computed again, prompt and generated tokens alike. The oldest
@@ -21,6 +22,7 @@ use std::collections::VecDeque;
 pub(crate) struct Scheduled {
     pub(crate) seq: usize,        // index into `running`
     pub(crate) num_tokens: usize, // rows, from `num_computed` on
+    pub(crate) num_drafts: usize, // rows after them, of guessed tokens
 }
 
 #[derive(Debug)]
@@ -56,14 +58,22 @@ impl Scheduler {
         let mut was_preempted = false;
         let mut seq = 0;
         while seq < self.running.len() && budget > 0 {
+            let others = self.running.len() - seq - 1;
             let sequence = &mut self.running[seq];
             let num_tokens = sequence.num_uncomputed().min(budget);
-            if self
-                .kv
-                .grow(&mut sequence.tables, sequence.num_computed + num_tokens)
-            {
-                step.push(Scheduled { seq, num_tokens });
-                budget -= num_tokens;
+            let num_drafts = match num_tokens == sequence.num_uncomputed() {
+                true => (budget - num_tokens).saturating_sub(others),
+                false => 0,
+            };
+            let num_drafts = num_drafts.min(sequence.drafts().len());
+            let end = sequence.num_computed + num_tokens + num_drafts;
+            if self.kv.grow(&mut sequence.tables, end) {
+                step.push(Scheduled {
+                    seq,
+                    num_tokens,
+                    num_drafts,
+                });
+                budget -= num_tokens + num_drafts;
                 seq += 1;
             } else {
                 // The youngest may be the sequence at hand; then the loop ends here.
@@ -88,6 +98,7 @@ impl Scheduler {
             step.push(Scheduled {
                 seq: self.running.len(),
                 num_tokens,
+                num_drafts: 0,
             });
             budget -= num_tokens;
             self.running.extend(self.waiting.pop_front());
@@ -115,7 +126,7 @@ impl Scheduler {
     fn preempt_youngest(&mut self) {
         let mut sequence = self.running.pop().expect("called for a running sequence");
         self.kv.release_all(&mut sequence.tables);
-        sequence.num_computed = 0;
+        sequence.forget_computed();
         tracing::debug!(request = sequence.id.0, len = sequence.ids.len(), "preempt");
         self.waiting.push_front(sequence);
         self.num_preemptions += 1;
@@ -128,7 +139,7 @@ mod tests {
     use crate::sampler::SamplingParams;
 
     fn scheduler(num_blocks: usize, max_num_seqs: usize, budget: usize) -> Scheduler {
-        let kv = KvBlocks::new(&[None], num_blocks, max_num_seqs, budget);
+        let kv = KvBlocks::new(&[None], num_blocks, max_num_seqs, 0, budget);
         Scheduler::new(kv, max_num_seqs, budget)
     }
 
@@ -143,6 +154,7 @@ mod tests {
             stop_ids: Vec::new(),
             budget: None,
             counts: Default::default(),
+            speculation: None,
         });
     }
 
@@ -173,6 +185,21 @@ mod tests {
         assert_eq!(step(&mut s), [(1, 1), (2, 31)]);
         assert_eq!(step(&mut s), [(1, 1), (2, 8)]);
         assert_eq!(step(&mut s), [(1, 1), (2, 1)]);
+    }
+
+    #[test]
+    fn guesses_take_only_rows_that_nobody_else_needs() {
+        let mut s = scheduler(100, 4, 6);
+        (1..=3).for_each(|id| wait(&mut s, id, 2));
+        assert_eq!(step(&mut s), [(1, 2), (2, 2), (3, 2)]);
+        for sequence in &mut s.running {
+            sequence.speculation.get_or_insert_default().drafts = vec![0; 3];
+        }
+        let mut scheduled = Vec::new();
+        s.schedule(&mut scheduled);
+        let rows = scheduled.iter().map(|p| (p.num_tokens, p.num_drafts));
+        let rows: Vec<_> = rows.collect();
+        assert_eq!(rows, [(1, 3), (1, 0), (1, 0)]);
     }
 
     #[test]

@@ -121,7 +121,7 @@ impl Engine {
             assert!(has_room, "an idle engine has room for max_context");
             self.batch.clear(kv.groups().len());
             let blocks = tables.iter().map(|table| table.blocks());
-            self.batch.push(part, first, part.len(), blocks);
+            self.batch.push(part, &[], first, part.len(), blocks);
             let rows = &mut logits[first * vocab_size..last * vocab_size];
             self.runner.forward(&self.batch, rows);
             self.scheduler.kv.release_passed(&mut tables, last);
@@ -175,6 +175,7 @@ impl Engine {
             self.batch.clear(kv.groups().len());
             self.batch.push(
                 &ids[first..last],
+                &[],
                 first - inputs.start,
                 wanted,
                 tables.iter().map(|table| table.blocks()),

@@ -1,4 +1,5 @@
-//! One request inside the engine: its tokens, how many of them are in the cache, and its blocks.
+//! One request inside the engine: its tokens, how many of them are in the cache, its blocks, and what is
+//! guessed of its next tokens.
 
 use crate::kv_blocks::BlockTable;
 use crate::sampler::{SamplingParams, TokenCounts};
@@ -19,6 +20,15 @@ pub(crate) struct Sequence {
     pub(crate) stop_ids: Vec<u32>,
     pub(crate) budget: Option<Budget>, // until its end has come
     pub(crate) counts: TokenCounts,
+    pub(crate) speculation: Option<Speculation>, // where the draft layer takes part
+}
+
+/// The draft layer's side of a sequence. It lags behind: rows of the model wait for it in `hidden`.
+#[derive(Debug, Default)]
+pub(crate) struct Speculation {
+    pub(crate) num_predicted: usize, // leading ids of which the layer has keys and values
+    pub(crate) hidden: Vec<f32>,     // (n, D), of the ids from there to `num_computed`
+    pub(crate) drafts: Vec<u32>,     // guesses of the tokens after `ids`, to be verified
 }
 
 /// A token that comes at a position at the latest.
@@ -34,10 +44,29 @@ impl Sequence {
         self.ids.len() - self.num_computed
     }
 
-    /// The token that must come next, if any must.
-    pub(crate) fn forced(&self) -> Option<u32> {
-        let due = |budget: &Budget| self.ids.len() >= budget.forced_at;
+    /// The token that must come at a position, if any must and none before has ended the budget.
+    pub(crate) fn forced(&self, position: usize) -> Option<u32> {
+        let due = |budget: &Budget| position >= budget.forced_at;
         self.budget.filter(due).map(|budget| budget.end_id)
+    }
+
+    /// What is guessed of the tokens after `ids`.
+    pub(crate) fn drafts(&self) -> &[u32] {
+        self.speculation.as_ref().map_or(&[], |s| &s.drafts)
+    }
+
+    /// Position of the first query that is still to come, of any layer.
+    pub(crate) fn next_query(&self) -> usize {
+        let layer = self.speculation.as_ref().map(|s| s.num_predicted);
+        self.num_computed.min(layer.unwrap_or(usize::MAX))
+    }
+
+    /// Back to the start: nothing is in the cache any more.
+    pub(crate) fn forget_computed(&mut self) {
+        self.num_computed = 0;
+        if let Some(speculation) = &mut self.speculation {
+            *speculation = Speculation::default();
+        }
     }
 
     /// Appends a generated token.

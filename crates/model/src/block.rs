@@ -194,6 +194,18 @@ impl Block {
         }
     }
 
+    /// Bytes of its matrices: those that every row meets, and those of all experts.
+    pub(crate) fn bytes(&self) -> (usize, usize) {
+        let attention = self.qkv.bytes() + self.o.bytes();
+        match &self.feed_forward {
+            FeedForward::Dense(mlp) => (attention + mlp.bytes(), 0),
+            FeedForward::Sparse(moe) => {
+                let (shared, experts) = moe.bytes();
+                (attention + shared, experts)
+            }
+        }
+    }
+
     /// Whether the feed-forward part has experts.
     pub fn is_sparse(&self) -> bool {
         matches!(self.feed_forward, FeedForward::Sparse(_))

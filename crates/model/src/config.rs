@@ -205,6 +205,8 @@ pub struct ModelConfig {
     pub num_nextn_predict_layers: usize,
     /// The window of that layer.
     pub mtp_sliding_window: Option<usize>,
+    /// Tokens that the layer is meant to guess ahead when the model is served; `None` where nobody says.
+    pub mtp_num_speculative_steps: Option<usize>,
     /// Standard deviation of initial weights.
     pub initializer_range: f32,
     /// Token ids; `None` where the file has none.

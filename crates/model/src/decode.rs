@@ -8,27 +8,34 @@
 //! Who owns which block is not known here: a step brings slots and block tables, one set for all layers
 //! that share them (a [`BlockGroup`]). Memory is kept between steps and grows with the largest.
 //!
-//! The prediction layer takes no part. It would have its own `KvLayer`, and reads [`DecodeState`]'s stream.
+//! The prediction layer is no part of a step: it runs after one, on [`Transformer::hidden`] ([`crate::mtp`]).
 //! Tested in `tests/it/decode.rs`.
 
 use crate::block::{Block, BlockKept, CachedRows, head_shape};
 use crate::config::ModelConfig;
+use crate::linear::Linear;
 use crate::transformer::Transformer;
 use tensor::ops::attention::{CachedSequence, KvLayer};
 use tensor::ops::gemm::Store;
 use tensor::ops::{cross_entropy, embedding, rms_norm};
-use tensor::{Device, Tensor};
+use tensor::{Device, Tensor, View};
 
 /// Keys and values of all layers.
 pub struct KvCache {
-    layers: Vec<KvLayer>,       // L
-    group_of_layer: Vec<usize>, // L
+    pub(crate) layers: Vec<KvLayer>, // L, and one more where the prediction layer takes part
+    group_of_layer: Vec<usize>,      // the same
 }
 
 impl KvCache {
-    /// For each layer the group whose slots and tables it follows, and its number of blocks.
+    /// For each layer the group whose slots and tables it follows, and its number of blocks. One entry more
+    /// is the prediction layer's; without it that layer is not run.
     pub fn new(device: &Device, config: &ModelConfig, layers: &[(usize, usize)]) -> KvCache {
-        assert_eq!(layers.len(), config.num_hidden_layers, "one entry a layer");
+        let num_layers = config.num_hidden_layers;
+        let most = num_layers + config.num_nextn_predict_layers;
+        assert!(
+            (num_layers..=most).contains(&layers.len()),
+            "one entry a layer"
+        );
         let shape = head_shape(config);
         KvCache {
             layers: layers
@@ -53,6 +60,19 @@ pub struct BlockGroup<'a> {
     pub sequences: &'a [CachedSequence<'a>],
 }
 
+/// Bytes of packed matrices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WeightBytes {
+    /// What every step reads, but for the head.
+    pub dense: usize,
+    /// All experts of all layers.
+    pub experts: usize,
+    /// The head.
+    pub head: usize,
+    /// The prediction layer, which has the same head.
+    pub mtp: usize,
+}
+
 /// One step.
 pub struct CachedBatch<'a> {
     /// (T)
@@ -72,13 +92,15 @@ pub struct DecodeState {
     slots: Vec<Tensor<u32>>, // for each group (T)
     x: Tensor,               // (T, D), the stream
     x_out: Tensor,           // (T, D)
+    rstd: Tensor,            // (T)
+    num_rows: usize,         // T of the last step
     dense: Option<BlockKept>,
     sparse: Option<BlockKept>,
     head: HeadState,
 }
 
 /// Of the rows whose logits are wanted.
-struct HeadState {
+pub(crate) struct HeadState {
     num_rows: usize,      // R
     rows: Tensor<u32>,    // (R)
     x: Tensor,            // (R, D), their stream
@@ -92,8 +114,7 @@ struct HeadState {
 impl DecodeState {
     /// The logits (R, V) of the last step, a row for each of its `logit_rows`.
     pub fn logits(&self) -> &[f32] {
-        let width = self.head.logits.shape()[1];
-        &self.head.logits.host()[..self.head.num_rows * width]
+        self.head.logits()
     }
 
     /// -ln p(target) of each row of [`DecodeState::logits`], as training computes it.
@@ -116,6 +137,21 @@ impl DecodeState {
 }
 
 impl Transformer {
+    /// What steps and passes of the prediction layer read.
+    pub fn weight_bytes(&self) -> WeightBytes {
+        let blocks = self.blocks.iter().map(Block::bytes);
+        let (dense, experts) = blocks.fold((0, 0), |sum, part| (sum.0 + part.0, sum.1 + part.1));
+        WeightBytes {
+            dense,
+            experts,
+            head: self.lm_head.bytes(),
+            mtp: self
+                .mtp
+                .as_ref()
+                .map_or(0, |mtp| mtp.fc.bytes() + mtp.block.bytes().0),
+        }
+    }
+
     /// Memory for steps: none yet, it grows with them.
     pub fn decode_state(&self, device: &Device) -> DecodeState {
         let (d, v) = (self.config.hidden_size, self.config.vocab_size);
@@ -125,6 +161,8 @@ impl Transformer {
             slots: Vec::new(),
             x: Tensor::zeros(device, &[0, d]),
             x_out: Tensor::zeros(device, &[0, d]),
+            rstd: Tensor::zeros(device, &[0]),
+            num_rows: 0,
             dense: None,
             sparse: None,
             head: HeadState::new(device, 0, d, v),
@@ -195,34 +233,29 @@ impl Transformer {
             std::mem::swap(&mut state.x, &mut state.x_out);
         }
 
-        let head = &mut state.head;
-        head.num_rows = r;
-        if r == 0 {
-            return;
-        }
-        head.rows.write(batch.logit_rows);
-        // Rows of the stream are looked up like rows of a table.
-        embedding::forward(
+        state.num_rows = t;
+        state.head.run(
             device,
-            head.x.rows_mut(r),
             state.x.rows(t),
-            head.rows.rows(r),
-            d,
+            batch.logit_rows,
+            self.params.range(self.layout.norm.range()),
+            self.config.rms_norm_eps,
+            &self.lm_head,
         );
+    }
+
+    /// The normed outputs h (T, D) of all rows of the last step: what the prediction layer reads.
+    pub fn hidden<'a>(&self, device: &Device, state: &'a mut DecodeState) -> &'a [f32] {
+        let t = state.num_rows;
         rms_norm::forward(
             device,
-            head.h.rows_mut(r),
-            head.rstd.rows_mut(r),
-            head.x.rows(r),
+            state.x_out.rows_mut(t),
+            state.rstd.rows_mut(t),
+            state.x.rows(t),
             self.params.range(self.layout.norm.range()),
             self.config.rms_norm_eps,
         );
-        self.lm_head.forward(
-            device,
-            head.logits.rows_mut(r),
-            head.h.rows(r),
-            Store::Overwrite,
-        );
+        &state.x_out.host()[..t * self.config.hidden_size]
     }
 
     /// Room for `t` rows, `r` rows of logits and `groups` groups. What grows at least doubles, so that a
@@ -238,6 +271,7 @@ impl Transformer {
             state.slots.clear();
             state.x = Tensor::zeros(device, &[t, d]);
             state.x_out = Tensor::zeros(device, &[t, d]);
+            state.rstd = Tensor::zeros(device, &[t]);
             let kept = |is_sparse: bool| {
                 let block = self.blocks.iter().find(|b| b.is_sparse() == is_sparse);
                 block.map(|block: &Block| block.kept(device, config, t))
@@ -248,15 +282,12 @@ impl Transformer {
         while state.slots.len() < groups {
             state.slots.push(Tensor::zeros(device, &[t]));
         }
-        let old_r = state.head.rows.len();
-        if r > old_r {
-            state.head = HeadState::new(device, r.max(2 * old_r), d, v);
-        }
+        state.head.reserve(device, r, d, v);
     }
 }
 
 impl HeadState {
-    fn new(device: &Device, r: usize, d: usize, v: usize) -> HeadState {
+    pub(crate) fn new(device: &Device, r: usize, d: usize, v: usize) -> HeadState {
         HeadState {
             num_rows: 0,
             rows: Tensor::zeros(device, &[r]),
@@ -267,5 +298,49 @@ impl HeadState {
             targets: Tensor::zeros(device, &[r]),
             losses: Tensor::zeros(device, &[r]),
         }
+    }
+    /// Room for `r` rows; what grows at least doubles.
+    pub(crate) fn reserve(&mut self, device: &Device, r: usize, d: usize, v: usize) {
+        let old = self.rows.len();
+        if r > old {
+            *self = HeadState::new(device, r.max(2 * old), d, v);
+        }
+    }
+
+    /// Logits of the given rows of a stream (T, D).
+    pub(crate) fn run(
+        &mut self,
+        device: &Device,
+        stream: View,
+        rows: &[u32],
+        gain: View,
+        eps: f32,
+        lm_head: &Linear,
+    ) {
+        let r = rows.len();
+        self.num_rows = r;
+        if r == 0 {
+            return;
+        }
+        self.rows.write(rows);
+        let (rows, d) = (self.rows.rows(r), self.x.shape()[1]);
+        // Rows of the stream are looked up like rows of a table.
+        embedding::forward(device, self.x.rows_mut(r), stream, rows, d);
+        let (h, rstd, x) = (self.h.rows_mut(r), self.rstd.rows_mut(r), self.x.rows(r));
+        rms_norm::forward(device, h, rstd, x, gain, eps);
+        let (logits, h) = (self.logits.rows_mut(r), self.h.rows(r));
+        lm_head.forward(device, logits, h, Store::Overwrite);
+    }
+
+    /// The logits (R, V) of the last run.
+    pub(crate) fn logits(&self) -> &[f32] {
+        let width = self.logits.shape()[1];
+        &self.logits.host()[..self.num_rows * width]
+    }
+
+    /// What they were made of, h (R, D).
+    pub(crate) fn h(&self) -> &[f32] {
+        let width = self.h.shape()[1];
+        &self.h.host()[..self.num_rows * width]
     }
 }

@@ -127,6 +127,22 @@ impl Experts {
         })
     }
 
+    /// Bytes of all experts. Of paged ones those of their values as floats: some have to be read from disk, which
+    /// costs more than their size in blocks.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Experts::Resident(groups) => groups.gate_up.bytes() + groups.down.bytes(),
+            Experts::Paged { layer, cache, .. } => {
+                let shape = lock(cache).layers[*layer].shape;
+                let of_value = match shape.compute {
+                    Compute::F32 => 4,
+                    Compute::Bf16 => 2,
+                };
+                shape.num_experts * 3 * shape.hidden_size * shape.width * of_value
+            }
+        }
+    }
+
     /// Calls `run` with ranges of experts, in order, that together hold all rows; `offsets` (E+1) are the borders
     /// of the rows of each. Those of a range that have rows are there.
     pub(crate) fn for_parts(

@@ -1,8 +1,9 @@
 //! The EXAONE family of architectures: configuration, weights, forward and hand-written backward.
 //!
 //! Reading order: [`config`], [`weights`] (which tensors there are and where they lie), [`names`] (what
-//! they are called on disk), [`init`], [`linear`], [`mlp`], [`experts`], [`moe`], [`block`] (one decoder layer), [`transformer`] (the whole model in training),
-//! [`decode`] (the same in serving), [`flops`].
+//! they are called on disk), [`init`], [`linear`], [`mlp`], [`experts`], [`moe`], [`block`] (one decoder layer),
+//! [`transformer`] (the whole model in training), [`decode`] (the same in serving), [`mtp`] (its prediction layer
+//! in serving), [`flops`].
 //!
 //! The model does no IO, reads no clock, no environment and no text. What it computes is defined by
 //! the crate `reference` and checked against it and against other implementations in `tests/`.
@@ -19,6 +20,7 @@ pub mod init;
 pub mod linear;
 pub mod mlp;
 pub mod moe;
+pub mod mtp;
 pub mod names;
 pub mod transformer;
 pub mod weights;

@@ -51,6 +51,11 @@ impl Linear {
         }
     }
 
+    /// Bytes that a product with it reads.
+    pub(crate) fn bytes(&self) -> usize {
+        self.forward.bytes()
+    }
+
     /// x (T, k) -> y (T, n).
     pub fn forward(&self, device: &Device, y: ViewMut, x: View, store: Store) {
         gemm::matmul(device, y, x, &self.forward, store);

@@ -77,6 +77,11 @@ impl Mlp {
         self.down.refresh(device, params);
     }
 
+    /// Bytes of its matrices.
+    pub(crate) fn bytes(&self) -> usize {
+        self.gate_up.bytes() + self.down.bytes()
+    }
+
     /// F.
     pub fn width(&self) -> usize {
         self.width

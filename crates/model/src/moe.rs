@@ -161,6 +161,14 @@ impl Moe {
         }
     }
 
+    /// Bytes of router and shared expert, and of all experts.
+    pub(crate) fn bytes(&self) -> (usize, usize) {
+        (
+            self.router.bytes() + self.shared.bytes(),
+            self.forward.bytes(),
+        )
+    }
+
     /// Packs the present weights.
     ///
     /// # Panics

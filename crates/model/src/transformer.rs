@@ -139,15 +139,16 @@ pub struct Transformer {
     pub params: Tensor,
     pub(crate) blocks: Vec<Block>,
     pub(crate) lm_head: Linear,
-    mtp: Option<Mtp>,
+    pub(crate) mtp: Option<Mtp>,
     pub(crate) rope: RopeTable,
     experts: Option<SharedCache>,
 }
 
-struct Mtp {
-    spans: MtpSpans,
-    fc: Linear,
-    block: Block,
+/// The prediction layer.
+pub(crate) struct Mtp {
+    pub(crate) spans: MtpSpans,
+    pub(crate) fc: Linear,
+    pub(crate) block: Block,
 }
 
 /// Memory of training steps of one size: gradients, kept activations, working memory.

@@ -11,7 +11,7 @@ use infer::{Engine, Event, Request, RequestId, SubmitError};
 use std::any::Any;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -64,6 +64,9 @@ pub(crate) enum StartError {
 pub(crate) struct Load {
     pub(crate) num_running: usize,
     pub(crate) num_waiting: usize,
+    /// Guessed tokens since the engine was made, and those of them that were right.
+    pub(crate) draft_proposed: u64,
+    pub(crate) draft_accepted: u64,
 }
 
 enum Command {
@@ -83,8 +86,7 @@ enum Command {
 #[derive(Debug)]
 struct Shared {
     status: Mutex<Status>,
-    num_running: AtomicUsize,
-    num_waiting: AtomicUsize,
+    load: Mutex<Load>,
     next_ticket: AtomicU64,
 }
 
@@ -92,6 +94,10 @@ impl Shared {
     fn set(&self, status: Status) {
         // A status is replaced as a whole: a panic while it was held leaves it valid.
         *self.status.lock().unwrap_or_else(PoisonError::into_inner) = status;
+    }
+
+    fn set_load(&self, load: Load) {
+        *self.load.lock().unwrap_or_else(PoisonError::into_inner) = load;
     }
 }
 
@@ -128,8 +134,7 @@ impl EngineHandle {
         let (loaded, first_load) = oneshot::channel();
         let shared = Arc::new(Shared {
             status: Mutex::new(Status::Loading),
-            num_running: AtomicUsize::new(0),
-            num_waiting: AtomicUsize::new(0),
+            load: Mutex::new(Load::default()),
             next_ticket: AtomicU64::new(0),
         });
         let thread = Thread {
@@ -153,10 +158,8 @@ impl EngineHandle {
     }
 
     pub(crate) fn load(&self) -> Load {
-        Load {
-            num_running: self.shared.num_running.load(Ordering::Relaxed),
-            num_waiting: self.shared.num_waiting.load(Ordering::Relaxed),
-        }
+        let load = self.shared.load.lock();
+        *load.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Starts a request, or says why not.
@@ -255,7 +258,7 @@ impl Thread {
                     let _ = catch_unwind(AssertUnwindSafe(|| drop(engine)));
                     // Whoever hears of the failure and asks again is told to wait.
                     self.shared.set(Status::Loading);
-                    self.publish_load(0, 0);
+                    self.shared.set_load(Load::default());
                     for (_, (_, updates)) in self.live.drain() {
                         let _ = updates.send(Update::Failed);
                     }
@@ -283,8 +286,7 @@ impl Thread {
                     engine.abort(id);
                 }
             }
-            let stats = engine.stats();
-            self.publish_load(stats.num_running, stats.num_waiting);
+            self.publish_load(engine);
         }
     }
 
@@ -307,8 +309,7 @@ impl Thread {
                     let result = result.map(|id| {
                         self.live.insert(id, (ticket, updates));
                     });
-                    let stats = engine.stats();
-                    self.publish_load(stats.num_running, stats.num_waiting);
+                    self.publish_load(engine);
                     // The requester may be gone; its abort is on the way.
                     let _ = reply.send(result.map_err(StartError::Refused));
                 }
@@ -321,8 +322,7 @@ impl Thread {
                     if let Some(id) = id {
                         self.live.remove(&id);
                         engine.abort(id);
-                        let stats = engine.stats();
-                        self.publish_load(stats.num_running, stats.num_waiting);
+                        self.publish_load(engine);
                     }
                 }
                 Ok(Command::CancelAll) => {
@@ -330,7 +330,7 @@ impl Thread {
                         let _ = updates.send(Update::Cancelled);
                         engine.abort(id);
                     }
-                    self.publish_load(0, 0);
+                    self.publish_load(engine);
                 }
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return Flow::Stop,
                 Err(TryRecvError::Empty) => return Flow::Continue,
@@ -354,13 +354,14 @@ impl Thread {
         }
     }
 
-    fn publish_load(&self, num_running: usize, num_waiting: usize) {
-        self.shared
-            .num_running
-            .store(num_running, Ordering::Relaxed);
-        self.shared
-            .num_waiting
-            .store(num_waiting, Ordering::Relaxed);
+    fn publish_load(&self, engine: &Engine) {
+        let stats = engine.stats();
+        self.shared.set_load(Load {
+            num_running: stats.num_running,
+            num_waiting: stats.num_waiting,
+            draft_proposed: stats.draft_proposed,
+            draft_accepted: stats.draft_accepted,
+        });
     }
 }
 

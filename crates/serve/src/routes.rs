@@ -352,6 +352,7 @@ async fn health(State(app): State<Arc<App>>) -> Response {
     let body = json!({
         "status": name, "model": app.model_name, "error": error,
         "num_requests_running": load.num_running, "num_requests_waiting": load.num_waiting,
+        "draft_accepted": load.draft_accepted, "draft_proposed": load.draft_proposed,
     });
     (status, Json(body)).into_response()
 }

@@ -38,6 +38,7 @@ pub fn tiny() -> ModelConfig {
         tie_word_embeddings: false,
         num_nextn_predict_layers: 1,
         mtp_sliding_window: None,
+        mtp_num_speculative_steps: None,
         initializer_range: 0.2,
         bos_token_id: Some(1),
         eos_token_id: vec![2],

@@ -35,9 +35,6 @@ pub(crate) struct Args {
     ignore_eos: bool,
     #[command(flatten)]
     sampling: Sampling,
-    /// Do not let the multi-token-prediction layer propose tokens. (It changes the speed, never the tokens.)
-    #[arg(long)]
-    no_mtp: bool,
     /// Print one JSON object at the end.
     #[arg(long)]
     json: bool,
@@ -144,6 +141,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             .and_then(|()| out.flush())
             .is_ok()
     })?;
+    let stats = engine.stats();
     let reason = match answer.end {
         End::Finished(FinishReason::Stop) => "stop",
         End::Finished(_) => "length",
@@ -154,8 +152,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             "ids": answer.ids,
             "text": answer.text,
             "finish_reason": reason,
-            "draft_accepted": 0,
-            "draft_proposed": 0,
+            "draft_accepted": stats.draft_accepted,
+            "draft_proposed": stats.draft_proposed,
             "prompt_ids": prompt_ids,
             "seed": params.seed,
         });
@@ -244,6 +242,9 @@ pub(crate) fn speak(
             break;
         }
         for event in engine.step() {
+            if !is_heard {
+                break;
+            }
             if event.finish_reason == Some(FinishReason::NotFinite) {
                 bail!(
                     "the model's output is not finite after {} tokens: its weights are broken, or its \

@@ -86,7 +86,12 @@ fn generate_takes_the_likeliest_tokens_on_any_number_of_threads() {
     let (config, weights) = checkpoint(dir.path(), 512);
     let model = dir.path().to_str().unwrap();
     let expected = likeliest(&config, &weights, &[17, 200, 31], 40);
-    for threads in ["1", "3"] {
+    for (threads, mtp) in [
+        ("1", &["--no-mtp"][..]),
+        ("3", &["--no-mtp"]),
+        ("3", &[]),
+        ("1", &["--num-speculative-tokens", "5"]),
+    ] {
         let args = [
             "generate",
             model,
@@ -96,12 +101,15 @@ fn generate_takes_the_likeliest_tokens_on_any_number_of_threads() {
             "40",
             "--json",
         ];
-        let args = [&args[..], &["--ignore-eos", "--no-mtp"]].concat();
+        let args = [&args[..], &["--ignore-eos"], mtp].concat();
         let result = json(&dokja(&args, &[("DOKJA_THREADS", threads)]));
         assert_eq!(result["ids"], serde_json::json!(expected));
         assert_eq!(result["finish_reason"], "length");
-        assert_eq!(result["draft_accepted"], 0);
-        assert_eq!(result["draft_proposed"], 0);
+        let count = |key: &str| result[key].as_u64().unwrap();
+        let (accepted, proposed) = (count("draft_accepted"), count("draft_proposed"));
+        let guesses = mtp != ["--no-mtp"];
+        assert_eq!(proposed > 0, guesses);
+        assert!(accepted <= proposed);
     }
 }
 

@@ -1,6 +1,6 @@
 //! The engine against a scripted model: what a request gets depends on the request alone.
 
-use crate::hashing_model::{HashingModel, VOCAB, expected_logits};
+use crate::hashing_model::{Draft, HashingModel, VOCAB, expected_logits};
 use dokja_infer::*;
 use proptest::prelude::*;
 use std::collections::HashMap;
@@ -10,6 +10,11 @@ const MAX_POSITIONS: usize = 512;
 
 fn engine(config: EngineConfig) -> Engine {
     let model = HashingModel::new(WINDOWS, MAX_POSITIONS);
+    Engine::new(Box::new(model), config).expect("limits above zero")
+}
+
+fn engine_with(config: EngineConfig, draft: Draft) -> Engine {
+    let model = HashingModel::new(WINDOWS, MAX_POSITIONS).with_draft(draft);
     Engine::new(Box::new(model), config).expect("limits above zero")
 }
 
@@ -67,6 +72,7 @@ enum Action {
         max_tokens: usize,
         temperature: f32,
         seed: u64,
+        penalty: f32,
         budget: Option<TokenBudget>,
     },
     Abort {
@@ -87,10 +93,11 @@ fn action() -> impl Strategy<Value = Action> {
             .prop_map(|(max_tokens, end_id)| TokenBudget { max_tokens, end_id }),
     );
     let temperature = prop_oneof![Just(0.0f32), Just(0.8)];
+    let penalty = prop_oneof![Just(0.0f32), Just(0.4)];
     prop_oneof![
-        4 => (prompt, 1..150usize, temperature, any::<u64>(), budget).prop_map(
-            |(prompt, max_tokens, temperature, seed, budget)| {
-                Action::Submit { prompt, max_tokens, temperature, seed, budget }
+        4 => (prompt, 1..150usize, temperature, any::<u64>(), penalty, budget).prop_map(
+            |(prompt, max_tokens, temperature, seed, penalty, budget)| {
+                Action::Submit { prompt, max_tokens, temperature, seed, penalty, budget }
             }
         ),
         1 => (0..8usize).prop_map(|nth| Action::Abort { nth }),
@@ -99,14 +106,25 @@ fn action() -> impl Strategy<Value = Action> {
 }
 
 fn config() -> impl Strategy<Value = EngineConfig> {
-    (1..6usize, 1..200usize, 7..20usize).prop_map(
-        |(max_num_seqs, max_num_batched_tokens, num_kv_blocks)| EngineConfig {
-            max_num_seqs,
-            max_num_batched_tokens,
-            num_kv_blocks,
-            max_num_waiting: 16,
+    (1..6usize, 1..200usize, 7..20usize, 0..6usize).prop_map(
+        |(max_num_seqs, max_num_batched_tokens, num_kv_blocks, num_speculative_tokens)| {
+            EngineConfig {
+                max_num_seqs,
+                max_num_batched_tokens,
+                num_kv_blocks,
+                max_num_waiting: 16,
+                num_speculative_tokens,
+            }
         },
     )
+}
+
+fn draft() -> impl Strategy<Value = Draft> {
+    let window = prop_oneof![3 => Just(None), 1 => Just(Some(5)), 1 => Just(Some(70))];
+    (window, 0..6u64).prop_map(|(window, wrong_every)| Draft {
+        window,
+        wrong_every,
+    })
 }
 
 proptest! {
@@ -116,28 +134,32 @@ proptest! {
     fn every_request_ends_as_if_it_had_run_alone(
         script in prop::collection::vec(action(), 1..24),
         config in config(),
+        draft in draft(),
     ) {
-        let mut engine = engine(config.clone());
+        let mut engine = engine_with(config.clone(), draft);
         let mut submitted: Vec<(RequestId, Request)> = Vec::new();
-        let mut answers: HashMap<RequestId, (Vec<u32>, Option<FinishReason>)> = HashMap::new();
+        type Answer = (Vec<SampledToken>, Option<FinishReason>);
+        let mut answers: HashMap<RequestId, Answer> = HashMap::new();
         let mut aborted = Vec::new();
-        let collect = |engine: &mut Engine, answers: &mut HashMap<_, (Vec<u32>, _)>| {
+        let collect = |engine: &mut Engine, answers: &mut HashMap<_, Answer>| {
             for event in engine.step() {
                 let answer = answers.entry(event.id).or_insert((Vec::new(), None));
                 assert_eq!(answer.1, None, "an event after the last");
                 if event.finish_reason != Some(FinishReason::Stop) {
-                    answer.0.push(event.token.expect("the logits are finite").id);
+                    answer.0.push(event.token.expect("the logits are finite"));
                 }
                 answer.1 = event.finish_reason;
             }
         };
         for action in script {
             match action {
-                Action::Submit { prompt, max_tokens, temperature, seed, budget } => {
+                Action::Submit { prompt, max_tokens, temperature, seed, penalty, budget } => {
                     let stop_ids = if seed % 2 == 0 { vec![0] } else { vec![] };
                     let mut request = Request { stop_ids, budget, ..request(prompt, max_tokens) };
                     request.sampling.temperature = temperature;
                     request.sampling.seed = seed;
+                    request.sampling.presence_penalty = penalty;
+                    request.sampling.logprobs = (seed % 3 == 0).then_some(2);
                     match engine.submit(request.clone()) {
                         Ok(id) => submitted.push((id, request)),
                         Err(error) => {
@@ -170,16 +192,78 @@ proptest! {
             if aborted.contains(&id) {
                 continue;
             }
-            let (ids, reason) = answers.remove(&id).expect("every request yields events");
-            if request.sampling.temperature == 0.0 {
-                prop_assert_eq!((ids, reason.expect("a last event")), expected(&request));
-            } else {
-                let mut alone = self::engine(EngineConfig::default());
-                let completion = generate(&mut alone, request).expect("was accepted before");
-                prop_assert_eq!(ids, completion.ids);
-                prop_assert_eq!(reason, Some(completion.finish_reason));
+            let (tokens, reason) = answers.remove(&id).expect("every request yields events");
+            let ids: Vec<u32> = tokens.iter().map(|token| token.id).collect();
+            if request.sampling.temperature == 0.0 && request.sampling.presence_penalty == 0.0 {
+                prop_assert_eq!((ids.clone(), reason.expect("a last event")), expected(&request));
             }
+            let mut alone = self::engine(EngineConfig::default());
+            let completion = generate(&mut alone, request).expect("was accepted before");
+            prop_assert_eq!(ids, completion.ids);
+            prop_assert_eq!(reason, Some(completion.finish_reason));
+            let logprobs: Vec<_> = tokens.into_iter().filter_map(|token| token.logprobs).collect();
+            prop_assert_eq!(logprobs, completion.logprobs);
         }
+    }
+}
+
+/// Steps that an answer of 101 tokens takes, and the guesses proposed and accepted.
+fn steps_of(num_speculative_tokens: usize, draft: Draft, temperature: f32) -> (usize, u64, u64) {
+    let config = EngineConfig {
+        num_speculative_tokens,
+        ..EngineConfig::default()
+    };
+    let mut request = Request {
+        stop_ids: vec![],
+        ..request(vec![7, 8, 9], 101)
+    };
+    request.sampling.temperature = temperature;
+    let mut plain = engine(EngineConfig::default());
+    let expected = generate(&mut plain, request.clone()).expect("accepted");
+    let mut engine = engine_with(config, draft);
+    engine.submit(request).expect("accepted");
+    let (mut steps, mut ids) = (0, Vec::new());
+    while !engine.is_idle() {
+        let events = engine.step();
+        ids.extend(events.into_iter().filter_map(|event| Some(event.token?.id)));
+        steps += 1;
+    }
+    assert_eq!(ids, expected.ids);
+    assert_nothing_is_owned(&engine);
+    let stats = engine.stats();
+    (steps, stats.draft_proposed, stats.draft_accepted)
+}
+
+#[test]
+fn right_guesses_save_steps_and_wrong_ones_cost_none() {
+    let right = Draft {
+        window: None,
+        wrong_every: 0,
+    };
+    for temperature in [0.0, 0.9] {
+        // One token with the prompt, and then one more than is guessed, each time.
+        assert_eq!(steps_of(0, right, temperature), (101, 0, 0));
+        assert_eq!(steps_of(1, right, temperature), (51, 50, 50));
+        assert_eq!(steps_of(3, right, temperature), (26, 75, 75));
+        assert_eq!(steps_of(4, right, temperature), (21, 80, 80));
+        let half = Draft {
+            wrong_every: 2,
+            ..right
+        };
+        let (steps, proposed, accepted) = steps_of(2, half, temperature);
+        assert_eq!(steps as u64 + accepted, 101);
+        assert!(
+            20 < accepted && accepted < proposed,
+            "{accepted} {proposed}"
+        );
+        let never = Draft {
+            wrong_every: 1,
+            ..right
+        };
+        let (steps, proposed, accepted) = steps_of(2, never, temperature);
+        assert_eq!(steps as u64 + accepted, 101);
+        // It is given up, and tried again a few times.
+        assert!(accepted < 10 && proposed < 100, "{accepted} {proposed}");
     }
 }
 
@@ -191,8 +275,13 @@ fn preemption_happens_and_changes_nothing() {
         max_num_batched_tokens: 64,
         num_kv_blocks: 7,
         max_num_waiting: 8,
+        num_speculative_tokens: 3,
     };
-    let mut engine = engine(config);
+    let draft = Draft {
+        window: None,
+        wrong_every: 3,
+    };
+    let mut engine = engine_with(config, draft);
     let requests: Vec<Request> = (1..=4u32)
         .map(|i| Request {
             stop_ids: vec![],
@@ -200,7 +289,8 @@ fn preemption_happens_and_changes_nothing() {
         })
         .collect();
     let completions = generate_all(&mut engine, requests.clone()).expect("all fit");
-    assert!(engine.stats().num_preemptions > 0);
+    let stats = engine.stats();
+    assert!(stats.num_preemptions > 0 && stats.draft_accepted > 0);
     for (request, completion) in requests.iter().zip(completions) {
         assert_eq!(
             (completion.ids, completion.finish_reason),
@@ -218,6 +308,7 @@ fn the_cache_of_a_sliding_layer_does_not_grow_with_the_sequence() {
         max_num_batched_tokens: 32,
         num_kv_blocks: 64,
         max_num_waiting: 1,
+        num_speculative_tokens: 0,
     };
     let mut engine = Engine::new(Box::new(model), config).expect("limits above zero");
     let id = engine.submit(Request {

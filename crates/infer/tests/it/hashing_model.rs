@@ -4,8 +4,12 @@
 //! it reads through the block tables, in order, over the positions its window shows. A wrong slot, a
 //! block that another sequence overwrote, a block freed too early or a window off by one changes the
 //! logits. [`expected_logits`] computes the same from the tokens alone.
+//!
+//! It may have a draft layer. Its cache holds ids and positions as they are, so that the layer knows the text
+//! it is asked about: it checks that hidden states are those of the text, and guesses right except where it is
+//! told not to. A layer with a window does not know the text, and guesses at random.
 
-use dokja_infer::{KV_BLOCK, KvGroup, NO_BLOCK, Runner, StepBatch};
+use dokja_infer::{DraftLayer, KV_BLOCK, KvGroup, NO_BLOCK, Runner, StepBatch, StepCost};
 use std::collections::HashSet;
 
 pub(crate) const VOCAB: usize = 37;
@@ -15,15 +19,36 @@ pub(crate) struct HashingModel {
     pub(crate) max_positions: usize,
     groups: Vec<KvGroup>,
     layers: Vec<Vec<u64>>, // slot -> stored value
+    draft: Option<Draft>,
+    hidden: Vec<f32>, // (T, HIDDEN) of the last step
 }
 
+/// A draft layer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Draft {
+    pub(crate) window: Option<usize>,
+    /// Of so many guesses about one is wrong; 0 is none.
+    pub(crate) wrong_every: u64,
+}
+
+/// Three parts of the hash of what a row sees, and the first token of its text.
+const HIDDEN: usize = 4;
+
 impl HashingModel {
+    pub(crate) fn with_draft(mut self, draft: Draft) -> HashingModel {
+        self.draft = Some(draft);
+        self.layers.push(Vec::new());
+        self
+    }
+
     pub(crate) fn new(windows: &[Option<usize>], max_positions: usize) -> HashingModel {
         HashingModel {
             windows: windows.to_vec(),
             max_positions,
             groups: Vec::new(),
             layers: vec![Vec::new(); windows.len()],
+            draft: None,
+            hidden: Vec::new(),
         }
     }
 
@@ -72,7 +97,9 @@ impl Runner for HashingModel {
         self.groups = groups.to_vec();
         for group in groups {
             for &layer in &group.layers {
-                assert_eq!(self.windows[layer], group.window);
+                let draft = self.draft.map(|draft| draft.window);
+                let window = self.windows.get(layer).copied().or(draft);
+                assert_eq!(window, Some(group.window));
                 self.layers[layer] = vec![u64::MAX; group.num_blocks * KV_BLOCK];
             }
         }
@@ -81,42 +108,154 @@ impl Runner for HashingModel {
     fn forward(&mut self, batch: &StepBatch, logits: &mut [f32]) {
         self.check(batch);
         for (g, group) in self.groups.iter().enumerate() {
-            for &layer in &group.layers {
+            for &layer in group.layers.iter().filter(|&&l| l < self.windows.len()) {
                 for (row, &slot) in batch.groups[g].slots.iter().enumerate() {
                     self.layers[layer][slot as usize] =
                         stored(layer, batch.ids[row], batch.positions[row] as usize);
                 }
             }
         }
+        let mut states = Vec::new();
+        for seq in 0..batch.sequences.len() {
+            for row in batch.sequences[seq].rows.clone() {
+                let pos = batch.positions[row] as usize;
+                let mut state = 0;
+                for (layer, &window) in self.windows.iter().enumerate() {
+                    let g = self.group_of(layer).expect("every layer has a group");
+                    for slot in visible_slots(batch, seq, g, pos, window) {
+                        state = mix(state ^ self.layers[layer][slot]);
+                    }
+                }
+                states.push(state);
+            }
+        }
         for (&row, z) in batch.logit_rows.iter().zip(logits.chunks_exact_mut(VOCAB)) {
-            let row = row as usize;
-            let seq = batch
-                .sequences
-                .iter()
-                .position(|seq| seq.rows.contains(&row));
-            let seq = seq.expect("a wanted row belongs to a sequence");
-            let pos = batch.positions[row] as usize;
-            let mut state = 0;
-            for (layer, &window) in self.windows.iter().enumerate() {
-                let g = self
-                    .groups
-                    .iter()
-                    .position(|group| group.layers.contains(&layer));
-                let table = batch.block_table(seq, g.expect("every layer has a group"));
-                for visible in first_visible(pos, window)..=pos {
-                    let block = table[visible / KV_BLOCK];
-                    assert_ne!(block, NO_BLOCK, "position {visible} was freed before {pos}");
-                    let slot = block as usize * KV_BLOCK + visible % KV_BLOCK;
-                    state = mix(state ^ self.layers[layer][slot]);
+            write_logits(states[row as usize], z);
+        }
+        self.hidden.clear();
+        for seq in &batch.sequences {
+            for row in seq.rows.clone() {
+                // Only a step that reads the first token knows it: later ones find it in the cache of the layer.
+                let first = match seq.first_pos {
+                    0 => batch.ids[seq.rows.start],
+                    _ => UNKNOWN,
+                };
+                self.hidden.extend(hidden_of(states[row], first));
+            }
+        }
+    }
+
+    fn draft_layer(&self) -> Option<DraftLayer> {
+        self.draft.map(|draft| DraftLayer {
+            window: draft.window,
+            hidden_size: HIDDEN,
+            cost: StepCost {
+                num_layers: 10.0,
+                ..StepCost::default()
+            },
+        })
+    }
+
+    fn hidden(&mut self) -> &[f32] {
+        &self.hidden
+    }
+
+    fn draft(
+        &mut self,
+        batch: &StepBatch,
+        hidden: &[f32],
+        logits: &mut [f32],
+        hidden_out: &mut [f32],
+    ) {
+        self.check(batch);
+        let draft = self.draft.expect("asked of a model with the layer");
+        let layer = self.windows.len();
+        let g = self.group_of(layer).expect("the layer has a group");
+        let mut out = logits
+            .chunks_exact_mut(VOCAB)
+            .zip(hidden_out.chunks_exact_mut(HIDDEN));
+        for seq in 0..batch.sequences.len() {
+            for row in batch.sequences[seq].rows.clone() {
+                let pos = batch.positions[row] as usize;
+                let hidden = &hidden[row * HIDDEN..(row + 1) * HIDDEN];
+                let slots = visible_slots(batch, seq, g, pos, draft.window);
+                // The first token is kept beside the second.
+                let first = match pos {
+                    0 => hidden[HIDDEN - 1] as u64,
+                    _ => 0,
+                };
+                let own = (first << 48) | (pos as u64) << 24 | u64::from(batch.ids[row]);
+                self.layers[layer][*slots.last().expect("a row sees itself")] = own;
+                let seen: Vec<u64> = slots.iter().map(|&slot| self.layers[layer][slot]).collect();
+                for (back, value) in seen.iter().rev().enumerate() {
+                    assert_eq!((value >> 24) & 0xff_ffff, (pos - back) as u64, "position");
+                }
+                let (state, next) = match draft.window {
+                    Some(_) => (seen.iter().fold(0, |s, &v| mix(s ^ v)), 0),
+                    None => {
+                        let mut ids = vec![(seen[0] >> 48) as u32];
+                        ids.extend(seen.iter().map(|value| (value & 0xff_ffff) as u32));
+                        let here = state_of(&ids[..ids.len() - 1], &self.windows);
+                        let expected = &hidden_of(here, 0)[..HIDDEN - 1];
+                        assert_eq!(hidden[..HIDDEN - 1], *expected, "hidden state at {pos}");
+                        let next = state_of(&ids, &self.windows);
+                        let is_wrong = draft.wrong_every > 0
+                            && mix(next ^ 77).is_multiple_of(draft.wrong_every);
+                        (if is_wrong { mix(next) } else { next }, next)
+                    }
+                };
+                if batch.logit_rows.contains(&(row as u32)) {
+                    let (z, hidden) = out.next().expect("room for the rows that are wanted");
+                    write_logits(state, z);
+                    hidden.copy_from_slice(&hidden_of(next, UNKNOWN));
                 }
             }
-            write_logits(state, z);
         }
     }
 }
 
+impl HashingModel {
+    fn group_of(&self, layer: usize) -> Option<usize> {
+        self.groups
+            .iter()
+            .position(|group| group.layers.contains(&layer))
+    }
+}
+
+const UNKNOWN: u32 = VOCAB as u32;
+
+fn hidden_of(state: u64, first: u32) -> [f32; HIDDEN] {
+    let part = |shift: u32| ((state >> shift) & 0x3f_ffff) as f32;
+    [part(0), part(22), part(42), first as f32]
+}
+
+/// Slots of the positions that the query at `pos` sees in a group.
+fn visible_slots(
+    batch: &StepBatch,
+    seq: usize,
+    group: usize,
+    pos: usize,
+    window: Option<usize>,
+) -> Vec<usize> {
+    let table = batch.block_table(seq, group);
+    (first_visible(pos, window)..=pos)
+        .map(|visible| {
+            let block = table[visible / KV_BLOCK];
+            assert_ne!(block, NO_BLOCK, "position {visible} was freed before {pos}");
+            block as usize * KV_BLOCK + visible % KV_BLOCK
+        })
+        .collect()
+}
+
 /// The logits after `ids`, without any cache.
 pub(crate) fn expected_logits(ids: &[u32], windows: &[Option<usize>]) -> Vec<f32> {
+    let mut logits = vec![0.0; VOCAB];
+    write_logits(state_of(ids, windows), &mut logits);
+    logits
+}
+
+/// What the last of `ids` sees.
+fn state_of(ids: &[u32], windows: &[Option<usize>]) -> u64 {
     let pos = ids.len() - 1;
     let mut state = 0;
     for (layer, &window) in windows.iter().enumerate() {
@@ -124,9 +263,7 @@ pub(crate) fn expected_logits(ids: &[u32], windows: &[Option<usize>]) -> Vec<f32
             state = mix(state ^ stored(layer, ids[visible], visible));
         }
     }
-    let mut logits = vec![0.0; VOCAB];
-    write_logits(state, &mut logits);
-    logits
+    state
 }
 
 fn first_visible(pos: usize, window: Option<usize>) -> usize {

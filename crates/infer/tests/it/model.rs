@@ -10,14 +10,24 @@ use tensor::Device;
 use tensor::ops::cross_entropy;
 
 fn config() -> ModelConfig {
-    ModelConfig::from_json(
+    config_of(61, 0)
+}
+
+/// With a vocabulary of another size, and a window of the prediction layer unless it is 0.
+fn config_of(vocab_size: usize, mtp_window: usize) -> ModelConfig {
+    let config = ModelConfig::from_json(
         r#"{"model_type": "exaone_moe", "vocab_size": 61, "hidden_size": 24, "compute": "bf16",
         "intermediate_size": 20, "num_hidden_layers": 4, "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": 6, "sliding_window": 70, "num_experts": 5,
         "num_experts_per_tok": 2, "moe_intermediate_size": 7, "num_shared_experts": 1,
         "max_position_embeddings": 300, "num_nextn_predict_layers": 1, "initializer_range": 0.3}"#,
     )
-    .expect("a valid configuration")
+    .expect("a valid configuration");
+    ModelConfig {
+        vocab_size,
+        mtp_sliding_window: (mtp_window > 0).then_some(mtp_window),
+        ..config
+    }
 }
 
 fn device(threads: usize) -> Device {
@@ -182,6 +192,62 @@ fn answers_are_those_of_training_whatever_runs_beside_them() {
         assert_eq!(engine.stats().num_preemptions > 0, is_scarce);
         for (completion, expected) in completions.iter().zip(&expected) {
             assert_eq!(completion.ids, *expected);
+        }
+    }
+}
+
+#[test]
+fn answers_are_the_same_with_and_without_guesses() {
+    // Of three tokens a model of random weights guesses every third right.
+    for mtp_window in [0, 70] {
+        let config = config_of(3, mtp_window);
+        let params = initial_weights(&config, &Layout::new(&config), 6);
+        let requests: Vec<Request> = [60, 62, 150, 1]
+            .iter()
+            .enumerate()
+            .map(|(i, &n)| Request {
+                prompt_ids: ids(n, "prompt").iter().map(|id| id % 3).collect(),
+                max_tokens: 130,
+                sampling: SamplingParams {
+                    temperature: if i % 2 == 0 { 0.0 } else { 0.8 },
+                    frequency_penalty: if i == 2 { 0.01 } else { 0.0 },
+                    seed: i as u64,
+                    logprobs: Some(1),
+                    ..SamplingParams::greedy()
+                },
+                stop_ids: vec![],
+                budget: (i == 3).then_some(TokenBudget {
+                    max_tokens: 20,
+                    end_id: 2,
+                }),
+            })
+            .collect();
+        let run = |engine_config: EngineConfig, threads| {
+            let device = device(threads);
+            let model = Transformer::new(&device, config.clone(), &params, false);
+            let runner = ModelRunner::new(device, model);
+            let mut engine = Engine::new(Box::new(runner), engine_config).expect("limits");
+            let completions = generate_all(&mut engine, requests.clone()).expect("all fit");
+            (completions, engine.stats())
+        };
+        let (expected, stats) = run(EngineConfig::default(), 1);
+        assert_eq!((stats.draft_proposed, stats.draft_accepted), (0, 0));
+        for num_speculative_tokens in [1, 2, 5] {
+            let many = EngineConfig {
+                num_speculative_tokens,
+                ..EngineConfig::default()
+            };
+            let scarce = EngineConfig {
+                num_kv_blocks: 6,
+                max_num_batched_tokens: 33,
+                ..many.clone()
+            };
+            for (engine_config, threads) in [(many, 2), (scarce, 1)] {
+                let (got, stats) = run(engine_config, threads);
+                assert!(got == expected, "{num_speculative_tokens} guesses");
+                let (right, all) = (stats.draft_accepted, stats.draft_proposed);
+                assert!(0 < right && right < all, "{right} of {all}");
+            }
         }
     }
 }

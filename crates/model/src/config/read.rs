@@ -350,6 +350,10 @@ fn read(map: &Map<String, Value>) -> Result<ModelConfig, ConfigError> {
             .bool_or("tie_word_embeddings", architecture == Architecture::Exaone)?,
         num_nextn_predict_layers: mtp,
         mtp_sliding_window: mtp_window(&keys, mtp)?,
+        mtp_num_speculative_steps: match keys.get("mtp_num_speculative_steps") {
+            Some(_) if mtp > 0 => Some(keys.usize("mtp_num_speculative_steps")?),
+            _ => None,
+        },
         initializer_range: keys.f64_of(&["initializer_range"], 0.02)? as f32,
         bos_token_id: keys.ids("bos_token_id")?.first().copied(),
         eos_token_id: keys.ids("eos_token_id")?,
@@ -665,13 +669,15 @@ mod tests {
     fn windows_may_differ_from_layer_to_layer() {
         let config = read(&with(json!({
             "sliding_windows": [4, 128, 4096, 0], "num_nextn_predict_layers": 1,
-            "mtp_layer_types": ["sliding_attention"], "mtp_sliding_windows": [64]
+            "mtp_layer_types": ["sliding_attention"], "mtp_sliding_windows": [64],
+            "mtp_num_speculative_steps": 4
         })));
         assert_eq!(
             config.sliding_windows,
             [Some(4), Some(128), Some(4096), None]
         );
         assert_eq!(config.mtp_sliding_window, Some(64));
+        assert_eq!(config.mtp_num_speculative_steps, Some(4));
         assert_eq!(read(&config.to_json()), config);
     }
 

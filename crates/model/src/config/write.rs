@@ -41,6 +41,9 @@ impl ModelConfig {
             );
             let windows = vec![window.unwrap_or(0); mtp];
             keys.insert("mtp_sliding_windows".into(), json!(windows));
+            if let Some(steps) = self.mtp_num_speculative_steps {
+                keys.insert("mtp_num_speculative_steps".into(), json!(steps));
+            }
         }
         if self.architecture == Architecture::Exaone {
             // The names under which EXAONE 3.x has them; its code asks for these.

@@ -8,6 +8,7 @@
 
 mod decode;
 mod determinism;
+mod mtp;
 mod paging;
 mod parity;
 mod published;

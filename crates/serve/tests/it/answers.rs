@@ -1,6 +1,8 @@
 //! What an accepted request is answered.
 
+use crate::scripted_model::Gate;
 use crate::test_server::{MODEL, TestServer};
+use infer::EngineConfig;
 use serde_json::{Value, json};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -43,6 +45,48 @@ fn a_question_is_answered_in_the_form_that_openai_describes() {
         count("prompt_tokens") + count("completion_tokens")
     );
     assert!(count("prompt_tokens") > 0 && count("completion_tokens") > 1);
+}
+
+#[test]
+fn guessed_tokens_change_the_steps_and_never_the_answer() {
+    let plain = TestServer::start();
+    let engine = EngineConfig {
+        num_speculative_tokens: 3,
+        ..EngineConfig::default()
+    };
+    let guessing = TestServer::start_gated(&Gate::open(), engine);
+    let stop = json!({"stop": "three"});
+    let short = json!({"max_tokens": 5, "logprobs": true});
+    for (question, options) in [
+        ("say one two three four", json!({})),
+        ("say one two three four", stop),
+        ("say one two three four", short),
+        (
+            "dice",
+            json!({"temperature": 1.0, "seed": 5, "max_tokens": 40}),
+        ),
+        ("nan", json!({})),
+    ] {
+        let (a, b) = (
+            plain.ask(question, options.clone()),
+            guessing.ask(question, options.clone()),
+        );
+        assert_eq!(a.status, b.status, "{question} {options}");
+        let (a, b) = (a.json(), b.json());
+        assert_eq!(a["choices"], b["choices"], "{question} {options}");
+        assert_eq!(a["usage"], b["usage"], "{question} {options}");
+    }
+    let of = |server: &TestServer| {
+        let health = server.get("/health").json();
+        let count = |key: &str| health[key].as_u64().unwrap();
+        (count("draft_accepted"), count("draft_proposed"))
+    };
+    assert_eq!(of(&plain), (0, 0));
+    let (accepted, proposed) = of(&guessing);
+    assert!(
+        0 < accepted && accepted <= proposed,
+        "{accepted} {proposed}"
+    );
 }
 
 #[test]

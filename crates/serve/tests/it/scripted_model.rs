@@ -11,8 +11,10 @@
 //!
 //! A prompt that lets it think gets `It asks: ` and the question as reasoning first. A prompt without a
 //! chat format is continued with the alphabet up to `z`.
+//!
+//! Its draft layer reads on in the script: it guesses right.
 
-use infer::{KV_BLOCK, KvGroup, Runner, StepBatch};
+use infer::{DraftLayer, KV_BLOCK, KvGroup, Runner, StepBatch, StepCost};
 use std::sync::{Arc, Condvar, LazyLock, Mutex};
 use tokenizer::{Specials, Tokenizer, Trainer};
 
@@ -60,6 +62,7 @@ pub(crate) struct ScriptedModel {
     silent: Vec<u32>,   // what follows <|assistant|> without thinking
     thinking: Vec<u32>, // and with
     ids: Vec<u32>,      // by slot
+    hidden: Vec<f32>,   // (T, 1), of no use
 }
 
 impl ScriptedModel {
@@ -72,6 +75,24 @@ impl ScriptedModel {
             silent: TOKENIZER.encode("\n<think>\n\n</think>\n\n"),
             thinking: TOKENIZER.encode("\n<think>\n"),
             ids: Vec::new(),
+            hidden: Vec::new(),
+        }
+    }
+
+    /// The logits after each row of a step that wants them, and, of guesses, after the id that follows it.
+    fn continue_rows(&self, batch: &StepBatch, is_draft: bool, logits: &mut [f32]) {
+        let rows = logits.chunks_exact_mut(TOKENIZER.vocab_size());
+        for (&row, logits) in batch.logit_rows.iter().zip(rows) {
+            let row = row as usize;
+            let is_its = |seq: &infer::SeqRows| seq.rows.contains(&row);
+            let seq = batch.sequences.iter().position(is_its).unwrap();
+            let table = batch.block_table(seq, 0);
+            let slot = |pos: usize| table[pos / KV_BLOCK] as usize * KV_BLOCK + pos % KV_BLOCK;
+            let mut ids: Vec<u32> = (0..=batch.positions[row] as usize)
+                .map(|pos| self.ids[slot(pos)])
+                .collect();
+            ids.extend(is_draft.then_some(batch.ids[row]));
+            self.write_logits(&ids, logits);
         }
     }
 
@@ -155,17 +176,36 @@ impl Runner for ScriptedModel {
         for (&slot, &id) in batch.groups[0].slots.iter().zip(&batch.ids) {
             self.ids[slot as usize] = id;
         }
-        let rows = logits.chunks_exact_mut(TOKENIZER.vocab_size());
-        for (&row, logits) in batch.logit_rows.iter().zip(rows) {
-            let row = row as usize;
-            let is_its = |seq: &infer::SeqRows| seq.rows.contains(&row);
-            let seq = batch.sequences.iter().position(is_its).unwrap();
+        self.hidden = vec![0.0; batch.ids.len()];
+        self.continue_rows(batch, false, logits);
+    }
+
+    fn draft_layer(&self) -> Option<DraftLayer> {
+        Some(DraftLayer {
+            window: None,
+            hidden_size: 1,
+            cost: StepCost {
+                num_layers: 10.0,
+                ..StepCost::default()
+            },
+        })
+    }
+
+    fn hidden(&mut self) -> &[f32] {
+        &self.hidden
+    }
+
+    fn draft(&mut self, batch: &StepBatch, _: &[f32], logits: &mut [f32], _: &mut [f32]) {
+        // Where the id that follows will be, the next guess looks for it.
+        for (seq, part) in batch.sequences.iter().enumerate() {
             let table = batch.block_table(seq, 0);
-            let slot = |pos: usize| table[pos / KV_BLOCK] as usize * KV_BLOCK + pos % KV_BLOCK;
-            let ids: Vec<u32> = (0..=batch.positions[row] as usize)
-                .map(|pos| self.ids[slot(pos)])
-                .collect();
-            self.write_logits(&ids, logits);
+            for row in part.rows.clone() {
+                let pos = batch.positions[row] as usize + 1;
+                if let Some(&block) = table.get(pos / KV_BLOCK) {
+                    self.ids[block as usize * KV_BLOCK + pos % KV_BLOCK] = batch.ids[row];
+                }
+            }
         }
+        self.continue_rows(batch, true, logits);
     }
 }

@@ -206,7 +206,7 @@ impl Case for Product {
                 x.view(),
                 None,
                 offsets,
-                &packed,
+                packed.view(),
                 Store::Overwrite,
             );
         })

@@ -4,7 +4,7 @@ use crate::open::{self, OpenModel, RunArgs};
 use crate::progress::tell;
 use crate::{env, interrupt, memory, print};
 use anyhow::{Context, Result, bail};
-use infer::{Engine, EngineConfig, Request, SamplingParams};
+use infer::{Engine, Request, SamplingParams};
 use kernels_cpu::peak::{Memory, Peaks};
 use numerics::Rng;
 use serde_json::{Value, json};
@@ -30,12 +30,14 @@ pub(crate) struct PrefillArgs {
 
 /// Times writing an answer.
 ///
-/// One request at a time, token by token, after a short prompt. The fraction of bandwidth counts the bytes of
-/// weights and of keys and values that a token must touch, by the measured rate of reading.
+/// One request at a time, after a short prompt. The fraction of bandwidth counts the bytes of weights and of
+/// keys and values that a token must touch, by the measured rate of reading; where the prediction layer guesses
+/// well it may be above one, since several tokens are had for one reading.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   dokja bench decode model.gguf
-  dokja bench decode model.gguf --prompt 2048 --generate 256 --json")]
+  dokja bench decode model.gguf --prompt 2048 --generate 256 --json
+  dokja bench decode run --text 'The lighthouse keeper of Yunseul' --mtp")]
 pub(crate) struct DecodeArgs {
     #[command(flatten)]
     common: Common,
@@ -45,6 +47,12 @@ pub(crate) struct DecodeArgs {
     /// Tokens that are timed.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     generate: u32,
+    /// A text to continue, instead of random tokens.
+    #[arg(long, value_name = "TEXT", conflicts_with = "prompt")]
+    text: Option<String>,
+    /// Time it with and without the prediction layer, in turns. The model is opened twice.
+    #[arg(long, conflicts_with = "no_mtp")]
+    mtp: bool,
 }
 
 #[derive(clap::Args)]
@@ -65,7 +73,8 @@ pub(crate) fn prefill(args: &PrefillArgs) -> Result<()> {
     let (mut bench, model) = Bench::new(&args.common)?;
     let prompt = args.prompt as usize;
     let rate = bench.median(&|bench| {
-        let (seconds, _) = bench.speak(prompt, 1)?;
+        let ids = bench.random(prompt);
+        let (seconds, _) = bench.speak(ids, 1)?;
         Ok(prompt as f64 / seconds)
     })?;
     let counts = model::flops::count(&model.config, &bench.layout, prompt, false);
@@ -88,27 +97,79 @@ pub(crate) fn prefill(args: &PrefillArgs) -> Result<()> {
 
 pub(crate) fn decode(args: &DecodeArgs) -> Result<()> {
     let (mut bench, model) = Bench::new(&args.common)?;
-    let (prompt, generate) = (args.prompt as usize, args.generate as usize);
-    let rate = bench.median(&|bench| {
-        let (_, seconds) = bench.speak(prompt, generate + 1)?;
+    let generate = args.generate as usize;
+    let ids = match &args.text {
+        Some(text) => Some(model.tokenizer()?.encode(text)),
+        None => None,
+    };
+    let prompt = ids.as_ref().map_or(args.prompt as usize, Vec::len);
+    let rate_of = |bench: &mut Bench| {
+        let ids = ids.clone().unwrap_or_else(|| bench.random(prompt));
+        let (_, seconds) = bench.speak(ids, generate + 1)?;
         Ok(generate as f64 / seconds)
-    })?;
+    };
+    let mut without = match args.mtp {
+        true => {
+            let run = args.common.run.without_mtp();
+            Some(one_sequence(&open::model(&args.common.model, &run)?)?)
+        }
+        false => None,
+    };
+    let (mut rates, mut ratios) = (Vec::new(), Vec::new());
+    let rate = bench
+        .median(&|bench: &mut Bench| rate_of(bench))
+        .and_then(|rate| {
+            // In turns: what happens on the machine happens to both.
+            for _ in 0..if without.is_some() { bench.runs } else { 0 } {
+                let with = rate_of(&mut bench)?;
+                let other = without.as_mut().context("opened above")?;
+                std::mem::swap(&mut bench.engine, other);
+                let plain = rate_of(&mut bench);
+                std::mem::swap(&mut bench.engine, other);
+                let plain = plain?;
+                rates.push(plain);
+                ratios.push(with / plain);
+            }
+            Ok(rate)
+        })?;
+    let stats = bench.engine.stats();
     let touched = model.bytes_per_token(prompt + generate / 2);
     let fraction = rate * touched as f64 / bench.peaks.read_bytes;
     let mut told = bench.told(rate);
     told["bytes_per_token"] = json!(touched);
     told["fraction_of_bandwidth"] = json!(fraction);
     told["read_bytes_per_sec"] = json!(bench.peaks.read_bytes);
+    told["draft_accepted"] = json!(stats.draft_accepted);
+    told["draft_proposed"] = json!(stats.draft_proposed);
+    let mut text = format!(
+        "{rate:.1} tokens/s: {} a token, {:.0} % of the {:.1} GB/s that are read here; {} of {} guesses right",
+        crate::progress::bytes(touched),
+        100.0 * fraction,
+        bench.peaks.read_bytes / 1e9,
+        stats.draft_accepted,
+        stats.draft_proposed,
+    );
+    if !rates.is_empty() {
+        let (plain, speedup) = (median(rates), median(ratios));
+        told["tokens_per_sec_without_mtp"] = json!(plain);
+        told["speedup"] = json!(speedup);
+        text += &format!("; {plain:.1} without, {speedup:.2} times in turns");
+    }
     print(&match args.common.json {
         true => told.to_string(),
-        false => format!(
-            "{rate:.1} tokens/s: {} a token, {:.0} % of the {:.1} GB/s that are read here",
-            crate::progress::bytes(touched),
-            100.0 * fraction,
-            bench.peaks.read_bytes / 1e9
-        ),
+        false => text,
     });
     Ok(())
+}
+
+fn median(mut all: Vec<f64>) -> f64 {
+    all.sort_by(f64::total_cmp);
+    all[all.len() / 2]
+}
+
+/// An engine for one request at a time.
+fn one_sequence(model: &OpenModel) -> Result<Engine> {
+    model.engine(super::super::generate::one_sequence())
 }
 
 struct Bench {
@@ -132,11 +193,7 @@ impl Bench {
         drop(device);
         let model = open::model(&args.model, &args.run)?;
         tell(&format!("loading {}", model.path.display()));
-        let engine = model.engine(EngineConfig {
-            max_num_seqs: 1,
-            max_num_waiting: 1,
-            ..EngineConfig::default()
-        })?;
+        let engine = one_sequence(&model)?;
         let bench = Bench {
             engine,
             layout: model::Layout::for_serving(&model.config),
@@ -149,13 +206,19 @@ impl Bench {
         Ok((bench, model))
     }
 
-    /// Seconds from a prompt to the first token, and from there to the last of `max_tokens`.
-    fn speak(&mut self, prompt: usize, max_tokens: usize) -> Result<(f64, f64)> {
+    /// Tokens drawn at random.
+    fn random(&mut self, len: usize) -> Vec<u32> {
         let vocab_size = self.engine.vocab_size();
+        (0..len)
+            .map(|_| self.rng.below(vocab_size) as u32)
+            .collect()
+    }
+
+    /// Seconds from a prompt to the first token, and from there to the last of `max_tokens`.
+    fn speak(&mut self, prompt_ids: Vec<u32>, max_tokens: usize) -> Result<(f64, f64)> {
+        let prompt = prompt_ids.len();
         let request = Request {
-            prompt_ids: (0..prompt)
-                .map(|_| self.rng.below(vocab_size) as u32)
-                .collect(),
+            prompt_ids,
             max_tokens,
             sampling: SamplingParams::greedy(),
             stop_ids: Vec::new(),
@@ -188,8 +251,7 @@ impl Bench {
         for _ in 0..self.runs {
             all.push(run(self)?);
         }
-        all.sort_by(f64::total_cmp);
-        Ok(all[all.len() / 2])
+        Ok(median(all))
     }
 
     fn told(&self, tokens_per_sec: f64) -> Value {
