@@ -345,6 +345,7 @@ impl<'a> Keys<'a> {
             // The format has no key for it; that of the published model sees everything.
             mtp_sliding_window: None,
             mtp_num_speculative_steps: None,
+            swiglu_limits: vec![None; layers],
             initializer_range: 0.02,
             bos_token_id: id("bos")?,
             eos_token_id: eos,

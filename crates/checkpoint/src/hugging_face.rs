@@ -3,8 +3,10 @@
 //!
 //! FP8 (E4M3) comes with scales beside it, under the name of the weight: `<name>_scale_inv` with a scale
 //! for each block of 128 x 128 (`quant_method` `fp8`; `weight_block_size` says otherwise), `<name>_scale`
-//! for the whole tensor or for each row (`compressed-tensors`). A weight is value * scale in f32. The scales
-//! that such files have for activations are not used: activations are not rounded here.
+//! for the whole tensor or for each row (`compressed-tensors`). A weight is value * scale in f32. Experts in
+//! one tensor (E, rows, columns) have scales (E, ..), each expert's as those of a matrix; its blocks start
+//! anew with it, not with the rows that are `up_proj`. The scales that such files have for activations are
+//! not used: activations are not rounded here.
 
 use crate::{CheckpointError, tally};
 use formats::mmap::Advice;
@@ -25,6 +27,28 @@ pub(crate) struct HuggingFace {
 /// What files of FP8 weights have beside them.
 const SCALES: [&str; 2] = ["_scale_inv", "_scale"];
 const OF_ACTIVATIONS: [&str; 3] = [".input_scale", ".k_scale", ".v_scale"];
+
+/// How the scales of an FP8 tensor lie: of one matrix, or of one after the other.
+struct Scales<'a> {
+    view: TensorView<'a>,
+    rows: usize, // of one matrix
+    cols: usize,
+    block: [usize; 2], // rows and columns that share a scale
+    of_one: usize,     // scales from one matrix to the next; 0: all share theirs
+}
+
+impl Scales<'_> {
+    /// The first scale of a row, counted through all matrices.
+    fn of_row(&self, row: usize) -> usize {
+        let (matrix, row) = (row / self.rows, row % self.rows);
+        matrix * self.of_one + row / self.block[0] * self.across()
+    }
+
+    /// Scales of a row.
+    fn across(&self) -> usize {
+        self.cols.div_ceil(self.block[1])
+    }
+}
 
 impl HuggingFace {
     /// Maps the files; reads none of the weights.
@@ -55,7 +79,8 @@ impl HuggingFace {
         (self.file.len(), elements.sum())
     }
 
-    /// Every tensor of the layout has its place, and every tensor of the files is one of them.
+    /// Every tensor of the layout has its place, in a type that can be read and with the scales that it
+    /// needs, and every tensor of the files is one of them.
     pub(crate) fn check(
         &self,
         config: &ModelConfig,
@@ -64,6 +89,11 @@ impl HuggingFace {
         let mut used: HashSet<String> = HashSet::new();
         for spec in &layout.tensors {
             let place = self.place(config, spec)?;
+            let view = self.file.get(&place.name)?;
+            view.copy_range_to_f32(0, &mut [])?;
+            if view.dtype == Dtype::F8E4M3 {
+                self.scales(&place)?.view.copy_range_to_f32(0, &mut [])?;
+            }
             used.extend(SCALES.map(|suffix| format!("{}{suffix}", place.name)));
             used.insert(place.name);
         }
@@ -127,8 +157,27 @@ impl HuggingFace {
         }
     }
 
-    /// Multiplies FP8 values, from row `row` on, by their scales.
+    /// Multiplies FP8 values, from row `row` of a tensor on, by their scales.
     fn scale(&self, place: &Stored, row: usize, out: &mut [f32]) -> Result<(), CheckpointError> {
+        let scales = self.scales(place)?;
+        let (cols, across) = (scales.cols, scales.across());
+        let row = place.start / cols + row;
+        let last = row + (out.len() / cols).saturating_sub(1);
+        // A tensor lies within one matrix, and so do its scales.
+        let start = scales.of_row(row);
+        let mut values = vec![0.0; scales.of_row(last) + across - start];
+        scales.view.copy_range_to_f32(start, &mut values)?;
+        for (r, row_values) in out.chunks_exact_mut(cols).enumerate() {
+            let of_row = &values[scales.of_row(row + r) - start..];
+            for (part, scale) in row_values.chunks_mut(scales.block[1]).zip(of_row) {
+                part.iter_mut().for_each(|value| *value *= scale);
+            }
+        }
+        Ok(())
+    }
+
+    /// The scales of an FP8 tensor, whose shape tells what shares one.
+    fn scales(&self, place: &Stored) -> Result<Scales<'_>, CheckpointError> {
         let wrong = |what: String| CheckpointError::Scale {
             path: self.path.clone(),
             name: place.name.clone(),
@@ -139,30 +188,43 @@ impl HuggingFace {
             .map(|suffix| format!("{}{suffix}", place.name))
             .find(|name| self.file.contains(name))
             .ok_or_else(|| wrong("has no scale beside it".into()))?;
-        let &[rows, cols] = place.shape.as_slice() else {
-            return Err(wrong("is FP8 but no matrix".into()));
+        let (matrices, rows, cols) = match *place.shape.as_slice() {
+            [rows, cols] => (None, rows, cols),
+            [matrices, rows, cols] => (Some(matrices), rows, cols),
+            _ => return Err(wrong("is FP8 but no matrix".into())),
         };
-        let view: TensorView = self.file.get(&name)?;
-        let scales = view.to_f32()?;
+        let view = self.file.get(&name)?;
         let blocks = [rows.div_ceil(self.block[0]), cols.div_ceil(self.block[1])];
-        let [high, wide] = match view.shape {
+        let (is_shared, of_one) = match (matrices, view.shape) {
+            (Some(n), [first, rest @ ..]) if *first == n => (false, rest),
+            // One for all experts; what is left cannot be told apart.
+            (Some(_), [] | [1]) => (true, &[][..]),
+            (Some(_), _) => (false, &[0][..]),
+            (None, shape) => (false, shape),
+        };
+        let block = match of_one {
             [] | [1] | [1, 1] => [rows, cols],
             &[n] | &[n, 1] if n == rows => [1, cols],
             shape if shape == blocks => self.block,
-            shape => {
+            _ => {
+                let (shape, of_each) = (&place.shape, matrices.map_or("", |_| " for each expert"));
+                let found = view.shape;
                 return Err(wrong(format!(
-                    "is {rows} x {cols} with scales {shape:?}, expected one, one a row, or {blocks:?}"
+                    "is {shape:?} with scales {found:?}, expected one, one a row, or {blocks:?}{of_each}"
                 )));
             }
         };
-        let across = cols.div_ceil(wide);
-        for (r, values) in out.chunks_exact_mut(cols).enumerate() {
-            for (c, part) in values.chunks_mut(wide).enumerate() {
-                let scale = scales[(row + r) / high * across + c];
-                part.iter_mut().for_each(|value| *value *= scale);
-            }
-        }
-        Ok(())
+        let of_one = match is_shared {
+            true => 0,
+            false => rows.div_ceil(block[0]) * cols.div_ceil(block[1]),
+        };
+        Ok(Scales {
+            view,
+            rows,
+            cols,
+            block,
+            of_one,
+        })
     }
 }
 

@@ -119,12 +119,14 @@ pub fn compute(config: &ModelConfig) -> Compute {
 }
 
 impl Block {
-    /// A layer of the main model, or with dense spans the prediction layer.
+    /// A layer of the main model, or with dense spans the prediction layer; all its SwiGLUs are cut at
+    /// `swiglu_limit`.
     pub(crate) fn new(
         device: &Device,
         config: &ModelConfig,
         spans: BlockSpans,
         window: Option<usize>,
+        swiglu_limit: Option<f32>,
         trains: bool,
         weights: &mut dyn Matrices,
     ) -> Block {
@@ -138,7 +140,7 @@ impl Block {
         let feed_forward = match spans.mlp {
             MlpSpans::Dense(spans) => {
                 let f = config.intermediate_size;
-                let mlp = Mlp::new(device, compute, spans, f, d, trains, weights);
+                let mlp = Mlp::new(device, compute, spans, f, swiglu_limit, d, trains, weights);
                 FeedForward::Dense(Box::new(mlp))
             }
             MlpSpans::Sparse {
@@ -154,7 +156,7 @@ impl Block {
                     routed_scaling_factor: config.routed_scaling_factor,
                 };
                 let f = config.shared_size();
-                let shared = Mlp::new(device, compute, shared, f, d, trains, weights);
+                let shared = Mlp::new(device, compute, shared, f, swiglu_limit, d, trains, weights);
                 let width = config.moe_intermediate_size;
                 FeedForward::Sparse(Box::new(Moe::new(
                     device,
@@ -165,6 +167,7 @@ impl Block {
                     experts,
                     shared,
                     width,
+                    swiglu_limit,
                     d,
                     trains,
                     weights,

@@ -207,6 +207,9 @@ pub struct ModelConfig {
     pub mtp_sliding_window: Option<usize>,
     /// Tokens that the layer is meant to guess ahead when the model is served; `None` where nobody says.
     pub mtp_num_speculative_steps: Option<usize>,
+    /// Where the SwiGLUs of a layer, dense, routed and shared, cut gate and up: one entry per layer, and
+    /// perhaps one for each prediction layer. `None` cuts nothing.
+    pub swiglu_limits: Vec<Option<f32>>,
     /// Standard deviation of initial weights.
     pub initializer_range: f32,
     /// Token ids; `None` where the file has none.
@@ -273,6 +276,7 @@ impl ModelConfig {
                 ));
             }
         }
+        self.validate_swiglu_limits()?;
         let slides = self.sliding_windows.iter().any(Option::is_some);
         let (may_slide, is_moe) = (
             self.architecture.has_sliding_layers(),
@@ -377,6 +381,34 @@ impl ModelConfig {
             }
         }
         Ok(())
+    }
+
+    fn validate_swiglu_limits(&self) -> Result<(), ConfigError> {
+        let (layers, limits) = (self.num_hidden_layers, &self.swiglu_limits);
+        let with_mtp = layers.saturating_add(self.num_nextn_predict_layers);
+        if ![layers, with_mtp].contains(&limits.len()) {
+            return Err(wrong(
+                "swiglu_limits",
+                format!("{} entries", limits.len()),
+                format!("num_hidden_layers ({layers}), or one more for each prediction layer"),
+            ));
+        }
+        for limit in limits.iter().flatten() {
+            if !limit.is_finite() || *limit <= 0.0 {
+                let expected = "positive numbers, and 0 or null for layers without a limit";
+                return Err(wrong("swiglu_limits", limit, expected));
+            }
+            if self.architecture != Architecture::ExaoneMoe {
+                let expected = format!("no limits in {}", self.architecture.model_type());
+                return Err(wrong("swiglu_limits", limit, expected));
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the SwiGLUs of a layer cut; the prediction layer comes after the last.
+    pub fn swiglu_limit(&self, layer: usize) -> Option<f32> {
+        self.swiglu_limits.get(layer).copied().flatten()
     }
 
     /// The window of a layer: `None` sees everything before it.

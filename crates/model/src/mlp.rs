@@ -1,4 +1,4 @@
-//! The dense feed-forward part: down(SiLU(gate x) * up x).
+//! The dense feed-forward part: down(SiLU(gate x) * up x), gate x and up x cut where the layer has a limit.
 
 use crate::linear::Linear;
 use crate::weights::{Matrices, SwigluSpans};
@@ -11,6 +11,7 @@ pub struct Mlp {
     gate_up: Linear, // (2F, D)
     down: Linear,    // (D, F)
     width: usize,    // F
+    limit: Option<f32>,
 }
 
 /// What the backward pass of a SwiGLU needs.
@@ -53,12 +54,13 @@ impl MlpScratch {
 }
 
 impl Mlp {
-    /// The SwiGLU at `spans`, of width `width`.
+    /// The SwiGLU at `spans`, of width `width`, its values cut at `limit`.
     pub(crate) fn new(
         device: &Device,
         compute: Compute,
         spans: SwigluSpans,
         width: usize,
+        limit: Option<f32>,
         hidden_size: usize,
         trains: bool,
         weights: &mut dyn Matrices,
@@ -68,6 +70,7 @@ impl Mlp {
             gate_up: linear(spans.gate_up_proj, 2 * width),
             down: linear(spans.down_proj, hidden_size),
             width,
+            limit,
         }
     }
 
@@ -108,6 +111,7 @@ impl Mlp {
             kept.act.rows_mut(t),
             kept.gate_up.rows(t),
             self.width,
+            self.limit,
         );
         self.down
             .forward(device, y.rows_mut(t), kept.act.rows(t), store);
@@ -134,6 +138,7 @@ impl Mlp {
             scratch.dact.view(),
             kept.gate_up.view(),
             self.width,
+            self.limit,
         );
         self.gate_up.backward_input(
             device,

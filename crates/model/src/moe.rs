@@ -22,7 +22,8 @@ pub struct Moe {
     shape: RouterShape,
     compute: Compute,
     hidden_size: usize,
-    width: usize, // F of one expert
+    width: usize,       // F of one expert
+    limit: Option<f32>, // where experts cut gate and up
     router: Linear,
     router_bias: Span,
     spans: SwigluSpans,
@@ -111,7 +112,7 @@ impl MoeScratch {
 }
 
 impl Moe {
-    /// The sparse part at the given spans.
+    /// The sparse part at the given spans; the routed experts are cut at `limit`, as `shared` says for itself.
     pub(crate) fn new(
         device: &Device,
         compute: Compute,
@@ -121,6 +122,7 @@ impl Moe {
         experts: SwigluSpans,
         shared: Mlp,
         width: usize,
+        limit: Option<f32>,
         hidden_size: usize,
         trains: bool,
         weights: &mut dyn Matrices,
@@ -152,6 +154,7 @@ impl Moe {
             compute,
             hidden_size,
             width,
+            limit,
             router,
             router_bias,
             spans: experts,
@@ -223,7 +226,8 @@ impl Moe {
             self.shape.num_experts,
             self.shape.num_experts_per_tok,
         );
-        let (offsets, rows, width) = (&kept.offsets, &kept.rows, self.width);
+        let (offsets, rows) = (&kept.offsets, &kept.rows);
+        let (width, limit) = (self.width, self.limit);
         let (gate_up, act, out) = (&mut kept.gate_up, &mut kept.act, &mut kept.out);
         self.forward
             .for_parts(device, offsets.host(), |experts, groups| {
@@ -245,6 +249,7 @@ impl Moe {
                     act.range_mut(start * width..n * width),
                     gate_up.range(2 * start * width..2 * n * width),
                     width,
+                    limit,
                 );
                 grouped_gemm::grouped_matmul(
                     device,
@@ -352,6 +357,7 @@ impl Moe {
             scratch.dact.view(),
             kept.gate_up.view(),
             f,
+            self.limit,
         );
         grouped_gemm::grouped_matmul_tn(
             device,

@@ -274,15 +274,17 @@ impl Transformer {
         let lm_head = Linear::new(device, compute, layout.lm_head, v, trains, weights);
         let mut blocks = Vec::new();
         for (l, &spans) in layout.layers.iter().enumerate() {
-            let window = config.window(l);
-            blocks.push(Block::new(device, &config, spans, window, trains, weights));
+            let (window, limit) = (config.window(l), config.swiglu_limit(l));
+            let block = Block::new(device, &config, spans, window, limit, trains, weights);
+            blocks.push(block);
         }
         let mtp = layout.mtp.map(|spans| {
             let window = config.mtp_sliding_window;
+            let limit = config.swiglu_limit(config.num_hidden_layers);
             Mtp {
                 spans,
                 fc: Linear::new(device, compute, spans.fc, d, trains, weights),
-                block: Block::new(device, &config, spans.block, window, trains, weights),
+                block: Block::new(device, &config, spans.block, window, limit, trains, weights),
             }
         });
         Transformer {

@@ -189,13 +189,15 @@ pub struct MlpKept {
     pub up: Vec<f64>,
     /// (T, F), silu(gate) * up.
     pub act: Vec<f64>,
+    /// Where gate and up were cut.
+    pub limit: Option<f64>,
 }
 
-/// y = W_down (silu(W_gate h) * (W_up h)): h (T, D) -> y (T, D).
-pub fn mlp(weights: &Tensors, at: &str, h: &[f64]) -> (Vec<f64>, MlpKept) {
+/// y = W_down (silu(W_gate h) * (W_up h)), gate and up cut at `limit`: h (T, D) -> y (T, D).
+pub fn mlp(weights: &Tensors, at: &str, limit: Option<f64>, h: &[f64]) -> (Vec<f64>, MlpKept) {
     let gate = linear(weights, &format!("{at}.gate_proj.weight"), h);
     let up = linear(weights, &format!("{at}.up_proj.weight"), h);
-    let act = ops::swiglu(&gate, &up);
+    let act = ops::swiglu(&gate, &up, limit);
     let y = linear(weights, &format!("{at}.down_proj.weight"), &act);
     (
         y,
@@ -204,6 +206,7 @@ pub fn mlp(weights: &Tensors, at: &str, h: &[f64]) -> (Vec<f64>, MlpKept) {
             gate,
             up,
             act,
+            limit,
         },
     )
 }
@@ -216,9 +219,15 @@ pub fn mlp_backward(
     dy: &[f64],
     kept: &MlpKept,
 ) -> Vec<f64> {
-    let MlpKept { h, gate, up, act } = kept;
+    let MlpKept {
+        h,
+        gate,
+        up,
+        act,
+        limit,
+    } = kept;
     let dact = linear_backward(weights, grads, &format!("{at}.down_proj.weight"), dy, act);
-    let (dgate, dup) = ops::swiglu_backward(&dact, gate, up);
+    let (dgate, dup) = ops::swiglu_backward(&dact, gate, up, *limit);
     let mut dh = linear_backward(weights, grads, &format!("{at}.gate_proj.weight"), &dgate, h);
     let share = linear_backward(weights, grads, &format!("{at}.up_proj.weight"), &dup, h);
     add_scaled(&mut dh, &share, 1.0);
@@ -262,7 +271,14 @@ fn router_shape(cfg: &Config) -> RouterShape {
 ///
 /// h (T, D) -> y (T, D). No expert has a limit on its tokens; the shared one is neither routed nor
 /// weighed. DeepSeek-V3, arXiv:2412.19437, section 2.1.2.
-pub fn moe(cfg: &Config, weights: &Tensors, at: &str, h: &[f64]) -> (Vec<f64>, MoeKept) {
+/// Every expert cuts at `limit`, the shared one too.
+pub fn moe(
+    cfg: &Config,
+    weights: &Tensors,
+    at: &str,
+    limit: Option<f64>,
+    h: &[f64],
+) -> (Vec<f64>, MoeKept) {
     let (d, a) = (cfg.hidden_size, cfg.num_experts_per_tok);
     let logits = linear(weights, &format!("{at}.gate.weight"), h);
     let bias = &tensor(weights, &format!("{at}.e_score_correction_bias")).data;
@@ -277,7 +293,7 @@ pub fn moe(cfg: &Config, weights: &Tensors, at: &str, h: &[f64]) -> (Vec<f64>, M
             .flat_map(|&choice| row(h, choice / a, d))
             .copied()
             .collect();
-        let (out, kept) = mlp(weights, &format!("{at}.experts.{e}"), &visitors);
+        let (out, kept) = mlp(weights, &format!("{at}.experts.{e}"), limit, &visitors);
         for (i, &choice) in choices.iter().enumerate() {
             let weight = routing.topk_weights[choice];
             add_scaled(row_mut(&mut y, choice / a, d), row(&out, i, d), weight);
@@ -285,7 +301,7 @@ pub fn moe(cfg: &Config, weights: &Tensors, at: &str, h: &[f64]) -> (Vec<f64>, M
         visits.push(Visit { choices, out, kept });
     }
     let shared = (cfg.num_shared_experts > 0).then(|| {
-        let (out, kept) = mlp(weights, &format!("{at}.shared_experts"), h);
+        let (out, kept) = mlp(weights, &format!("{at}.shared_experts"), limit, h);
         add_scaled(&mut y, &out, 1.0);
         kept
     });
@@ -387,13 +403,14 @@ impl BlockKept {
     }
 }
 
-/// x (T, D) -> x'' (T, D): a decoder block.
+/// x (T, D) -> x'' (T, D): a decoder block; `limit` is that of its SwiGLUs.
 pub fn block(
     cfg: &Config,
     weights: &Tensors,
     at: &str,
     window: Option<usize>,
     mlp_type: MlpLayerType,
+    limit: Option<f64>,
     x: &[f64],
 ) -> (Vec<f64>, BlockKept) {
     let before = |name: &str, x: &[f64]| match cfg.norm_placement {
@@ -415,11 +432,11 @@ pub fn block(
     let h = before(mlp_norm, &x_mid);
     let (mlp_out, feed_forward) = match mlp_type {
         MlpLayerType::Dense => {
-            let (y, kept) = mlp(weights, &mlp_at, &h);
+            let (y, kept) = mlp(weights, &mlp_at, limit, &h);
             (y, FeedForwardKept::Dense(kept))
         }
         MlpLayerType::Sparse => {
-            let (y, kept) = moe(cfg, weights, &mlp_at, &h);
+            let (y, kept) = moe(cfg, weights, &mlp_at, limit, &h);
             (y, FeedForwardKept::Sparse(kept))
         }
     };

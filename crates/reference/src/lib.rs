@@ -58,6 +58,7 @@
 //!     routed_scaling_factor: 1.0,
 //!     num_nextn_predict_layers: 0,
 //!     mtp_sliding_window: None,
+//!     swiglu_limits: vec![None],
 //! };
 //! let mut weights = dokja_reference::Tensors::new();
 //! for (seed, (name, shape)) in cfg.tensors().into_iter().enumerate() {
@@ -176,6 +177,9 @@ pub struct Config {
     pub num_nextn_predict_layers: usize,
     /// The window of that layer.
     pub mtp_sliding_window: Option<usize>,
+    /// Where the SwiGLUs of a layer cut their gates and ups: one entry for each of `num_hidden_layers`,
+    /// and perhaps one for the layer that predicts.
+    pub swiglu_limits: Vec<Option<f64>>,
 }
 
 impl Config {
@@ -186,6 +190,11 @@ impl Config {
             NormPlacement::Before => ["input_layernorm", "post_attention_layernorm"],
             NormPlacement::After => ["post_attention_layernorm", "post_feedforward_layernorm"],
         }
+    }
+
+    /// Where the SwiGLUs of a layer cut; the layer that predicts comes after the last.
+    pub fn swiglu_limit(&self, layer: usize) -> Option<f64> {
+        self.swiglu_limits.get(layer).copied().flatten()
     }
 
     /// The name of the head.

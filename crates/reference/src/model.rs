@@ -86,7 +86,8 @@ fn run(cfg: &Config, weights: &Tensors, ids: &[u32]) -> SequenceOutput {
     let (mut blocks, mut router_ids) = (Vec::new(), BTreeMap::new());
     let layers = cfg.sliding_windows.iter().zip(&cfg.mlp_layer_types);
     for (l, (&window, &mlp)) in layers.enumerate() {
-        let (x_out, kept) = block(cfg, weights, &format!("model.layers.{l}"), window, mlp, &x);
+        let (at, limit) = (format!("model.layers.{l}"), cfg.swiglu_limit(l));
+        let (x_out, kept) = block(cfg, weights, &at, window, mlp, limit, &x);
         if let Some(routing) = kept.routing() {
             router_ids.insert(l, routing.topk_ids.clone());
         }
@@ -126,6 +127,7 @@ fn run_mtp(cfg: &Config, weights: &Tensors, ids: &[u32], h: &[f64]) -> (Vec<f64>
         MTP_BLOCK,
         cfg.mtp_sliding_window,
         MlpLayerType::Dense,
+        cfg.swiglu_limit(cfg.sliding_windows.len()),
         &u,
     );
     let h = rms_norm(cfg, weights, MTP_NORM, &u);
@@ -319,6 +321,7 @@ mod tests {
             routed_scaling_factor: 2.5,
             num_nextn_predict_layers: 1,
             mtp_sliding_window: None,
+            swiglu_limits: vec![None; 3],
         }
     }
 
@@ -338,6 +341,7 @@ mod tests {
             has_qk_norm: false,
             tie_word_embeddings: true,
             mtp_sliding_window: Some(3),
+            swiglu_limits: vec![Some(0.3), None, Some(0.5), Some(0.4)],
             ..tiny()
         }
     }
@@ -380,6 +384,7 @@ mod tests {
             norm_topk_prob: false,
             num_shared_experts: 0,
             num_nextn_predict_layers: 0,
+            swiglu_limits: vec![Some(0.4), Some(0.2), Some(0.3)],
             ..tiny()
         };
         for cfg in [tiny(), without, otherwise()] {

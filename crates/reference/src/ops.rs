@@ -234,21 +234,35 @@ pub fn attention_backward(
 
 /// h = silu(gate) * up with silu(z) = z sigmoid(z): gate, up (T, F) -> h (T, F).
 ///
-/// Shazeer 2020, arXiv:2002.05202.
-pub fn swiglu(gate: &[f64], up: &[f64]) -> Vec<f64> {
+/// With a limit L, gate is min(gate, L) first and up is cut to [-L, L].
+/// Shazeer 2020, arXiv:2002.05202; the limit is `swiglu_limits` of K-EXAONE 2.0.
+pub fn swiglu(gate: &[f64], up: &[f64], limit: Option<f64>) -> Vec<f64> {
+    let limit = limit.unwrap_or(f64::INFINITY);
     gate.iter()
         .zip(up)
-        .map(|(&g, &u)| g * sigmoid(g) * u)
+        .map(|(&gate, &up)| {
+            let (g, u) = (gate.min(limit), up.clamp(-limit, limit));
+            g * sigmoid(g) * u
+        })
         .collect()
 }
 
-/// With s = sigmoid(gate): dgate = dh up s (1 + gate (1 - s)), dup = dh gate s.
-pub fn swiglu_backward(dh: &[f64], gate: &[f64], up: &[f64]) -> (Vec<f64>, Vec<f64>) {
+/// With g and u as cut and s = sigmoid(g): dgate = dh u s (1 + g (1 - s)), dup = dh g s, and zero for what
+/// was cut.
+pub fn swiglu_backward(
+    dh: &[f64],
+    gate: &[f64],
+    up: &[f64],
+    limit: Option<f64>,
+) -> (Vec<f64>, Vec<f64>) {
+    let limit = limit.unwrap_or(f64::INFINITY);
     let mut dgate_up = (Vec::with_capacity(gate.len()), Vec::with_capacity(up.len()));
     for ((&dh, &gate), &up) in dh.iter().zip(gate).zip(up) {
-        let s = sigmoid(gate);
-        dgate_up.0.push(dh * up * s * (1.0 + gate * (1.0 - s)));
-        dgate_up.1.push(dh * gate * s);
+        let (g, u) = (gate.min(limit), up.clamp(-limit, limit));
+        let s = sigmoid(g);
+        let (dgate, dup) = (dh * u * s * (1.0 + g * (1.0 - s)), dh * g * s);
+        dgate_up.0.push(if gate > limit { 0.0 } else { dgate });
+        dgate_up.1.push(if up.abs() > limit { 0.0 } else { dup });
     }
     dgate_up
 }
@@ -471,10 +485,36 @@ mod tests {
 
     #[test]
     fn swiglu_has_the_gradient_of_finite_differences() {
-        let (gate, up, dh) = (values(7, 1), values(7, 2), values(7, 3));
-        let (dgate, dup) = swiglu_backward(&dh, &gate, &up);
-        assert_gradient("gate", &dgate, &gate, |gate| dot(&dh, &swiglu(gate, &up)));
-        assert_gradient("up", &dup, &up, |up| dot(&dh, &swiglu(&gate, up)));
+        let (gate, up, dh) = (values(30, 1), values(30, 2), values(30, 3));
+        for limit in [None, Some(0.4)] {
+            let (dgate, dup) = swiglu_backward(&dh, &gate, &up, limit);
+            let of = |gate: &[f64], up: &[f64]| dot(&dh, &swiglu(gate, up, limit));
+            assert_gradient("gate", &dgate, &gate, |gate| of(gate, &up));
+            assert_gradient("up", &dup, &up, |up| of(&gate, up));
+            let cut = |d: &[f64]| d.iter().filter(|&&d| d == 0.0).count();
+            let (gates, ups) = (cut(&dgate), cut(&dup));
+            assert_eq!(gates > 2 && gates < 28, limit.is_some(), "{gates}");
+            assert_eq!(ups > 2 && ups < 28, limit.is_some(), "{ups}");
+        }
+    }
+
+    #[test]
+    fn swiglu_cuts_the_gate_above_and_up_on_both_sides() {
+        let (gate, up) = ([9.0, -9.0, 1.0, 1.0, 2.0], [1.0, 1.0, 9.0, -9.0, -2.0]);
+        let silu = |x: f64| x * sigmoid(x);
+        let expected = [
+            silu(2.0),
+            silu(-9.0),
+            2.0 * silu(1.0),
+            -2.0 * silu(1.0),
+            -2.0 * silu(2.0),
+        ];
+        assert_eq!(swiglu(&gate, &up, Some(2.0)), expected);
+        let (dgate, dup) = swiglu_backward(&[1.0; 5], &gate, &up, Some(2.0));
+        let cut = |d: Vec<f64>| d.iter().map(|&d| d == 0.0).collect::<Vec<_>>();
+        assert_eq!(cut(dgate), [true, false, false, false, false]);
+        let at_the_limit_is_not = [false, false, true, true, false];
+        assert_eq!(cut(dup), at_the_limit_is_not);
     }
 
     #[test]

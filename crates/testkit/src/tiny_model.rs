@@ -39,6 +39,7 @@ pub fn tiny() -> ModelConfig {
         num_nextn_predict_layers: 1,
         mtp_sliding_window: None,
         mtp_num_speculative_steps: None,
+        swiglu_limits: vec![None; 4],
         initializer_range: 0.2,
         bos_token_id: Some(1),
         eos_token_id: vec![2],
@@ -51,6 +52,7 @@ pub fn tiny() -> ModelConfig {
 pub fn variants() -> Vec<(&'static str, ModelConfig)> {
     let layers = |windows: Vec<Option<usize>>, mlp: Vec<MlpType>| ModelConfig {
         num_hidden_layers: windows.len(),
+        swiglu_limits: vec![None; windows.len()],
         sliding_windows: windows,
         mlp_layer_types: mlp,
         ..tiny()
@@ -105,6 +107,13 @@ pub fn variants() -> Vec<(&'static str, ModelConfig)> {
             },
         ),
         (
+            "limits in some layers",
+            ModelConfig {
+                swiglu_limits: vec![Some(0.7), None, Some(0.5), Some(0.6), Some(0.8)],
+                ..tiny()
+            },
+        ),
+        (
             "positions in every layer",
             ModelConfig {
                 sliding_windows: vec![None; 4],
@@ -145,6 +154,7 @@ pub fn variants() -> Vec<(&'static str, ModelConfig)> {
             // bound of all other variants; two show every part.
             ModelConfig {
                 num_hidden_layers: 2,
+                swiglu_limits: vec![None; 2],
                 sliding_windows: vec![None; 2],
                 mlp_layer_types: vec![MlpType::Dense; 2],
                 full_attention_rope: true,
@@ -289,6 +299,11 @@ pub fn reference_config(config: &ModelConfig) -> Config {
         routed_scaling_factor: f64::from(config.routed_scaling_factor),
         num_nextn_predict_layers: config.num_nextn_predict_layers,
         mtp_sliding_window: config.mtp_sliding_window,
+        swiglu_limits: config
+            .swiglu_limits
+            .iter()
+            .map(|limit| limit.map(f64::from))
+            .collect(),
     }
 }
 

@@ -193,6 +193,9 @@ fn metadata(config: &ModelConfig, block_type: BlockType) -> Result<Vec<(String, 
             return Err("the format has no key for the window of the prediction layer".into());
         }
     }
+    if config.swiglu_limits.iter().any(Option::is_some) {
+        return Err("the format has no key for the limits of the SwiGLUs (`swiglu_limits`)".into());
+    }
     if config.architecture.has_sliding_layers() && !config.full_attention_rope {
         let mut windows: Vec<usize> = config.sliding_windows.iter().flatten().copied().collect();
         windows.dedup();

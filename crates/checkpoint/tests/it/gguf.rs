@@ -171,6 +171,7 @@ fn every_architecture_comes_back_from_a_gguf_file_bit_by_bit() {
             "one global dense layer",
             "only global layers",
             "windows of different widths",
+            "limits in some layers",
             "positions in every layer",
             "exaone4 with windows",
         ],

@@ -249,6 +249,176 @@ fn fp8_weights_are_values_times_scales() {
     assert!(error.to_string().contains("quantization_config"));
 }
 
+/// A model whose routed experts are FP8 and in one tensor a projection, with scales of `shape`, which is
+/// given experts, rows and columns. Returns what opening it says, and the weights that are expected.
+fn fused_fp8(
+    block: [usize; 2],
+    shape: impl Fn(usize, usize, usize) -> Vec<usize>,
+    suffix: &str,
+) -> (Result<Checkpoint, String>, Vec<f32>) {
+    let config = tiny();
+    let (e, d, f) = (
+        config.num_experts,
+        config.hidden_size,
+        config.moe_intermediate_size,
+    );
+    let layout = Layout::new(&config);
+    let mut expected = tiny_model::params(&config, &layout);
+    let mut json = config.to_json();
+    json["quantization_config"] = serde_json::json!({
+        "quant_method": "fp8", "weight_block_size": block,
+    });
+    let bytes = |values: &[f32]| values.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let mut tensors: Vec<(String, &str, Vec<usize>, Vec<u8>)> = Vec::new();
+    for spec in &layout.tensors {
+        if !spec.name.contains(".experts.") {
+            let data = bytes(&expected[spec.span.range()]);
+            tensors.push((spec.name.clone(), "F32", spec.shape.clone(), data));
+        }
+    }
+    for layer in 1..config.num_hidden_layers {
+        for (name, rows, cols) in [("gate_up_proj", 2 * f, d), ("down_proj", d, f)] {
+            // 0x30 + i are 0.5, 0.5625, ..: eighths of a power of two.
+            let code = |i: usize| 0x30 + (i % 23) as u8;
+            let value = |i: usize| {
+                let (exponent, eighths) = (code(i) >> 3, code(i) & 7);
+                (1.0 + f32::from(eighths) / 8.0) * f32::from(exponent).exp2() / 128.0
+            };
+            let shape = shape(e, rows, cols);
+            let scales: Vec<f32> = (0..shape.iter().product())
+                .map(|i: usize| 0.25 + i as f32)
+                .collect();
+            let scale = |expert: usize, r: usize, c: usize| {
+                let of_one = &shape[1.min(shape.len())..];
+                let across = cols.div_ceil(block[1]);
+                let blocks = [rows.div_ceil(block[0]), across];
+                let each: usize = of_one.iter().product();
+                let within = match of_one {
+                    one if *one == blocks => r / block[0] * across + c / block[1],
+                    one if one.first() == Some(&rows) => r,
+                    _ => 0,
+                };
+                match shape.first() == Some(&e) {
+                    true => scales[expert * each + within],
+                    false => scales[0],
+                }
+            };
+            for expert in 0..e {
+                let parts = match name {
+                    "down_proj" => vec![("down_proj", 0)],
+                    _ => vec![("gate_proj", 0), ("up_proj", f)],
+                };
+                for (part, first) in parts {
+                    let part = format!("model.layers.{layer}.mlp.experts.{expert}.{part}.weight");
+                    let spec = layout.tensors.iter().find(|t| t.name == part).unwrap();
+                    for (i, out) in expected[spec.span.range()].iter_mut().enumerate() {
+                        let (r, c) = (first + i / cols, i % cols);
+                        *out = value((expert * rows + r) * cols + c) * scale(expert, r, c);
+                    }
+                }
+            }
+            let name = format!("model.layers.{layer}.mlp.experts.{name}");
+            let codes = (0..e * rows * cols).map(code).collect();
+            tensors.push((name.clone(), "F8_E4M3", vec![e, rows, cols], codes));
+            tensors.push((format!("{name}{suffix}"), "F32", shape, bytes(&scales)));
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("config.json"), json.to_string()).unwrap();
+    let refs: Vec<_> = tensors
+        .iter()
+        .map(|(name, dtype, shape, data)| (name.as_str(), *dtype, shape.clone(), data.clone()))
+        .collect();
+    write_fp8(&dir.path().join("model.safetensors"), &refs);
+    let opened = Checkpoint::open(dir.path()).map_err(|error| error.to_string());
+    (opened, expected)
+}
+
+#[test]
+fn fp8_experts_in_one_tensor_have_scales_of_their_own() {
+    // Rows of 18 and 24, columns of 24 and 9: whole blocks, blocks that are cut, one block that is all.
+    for block in [[6, 3], [4, 7], [128, 128]] {
+        let blocks = |rows: usize, cols: usize| (rows.div_ceil(block[0]), cols.div_ceil(block[1]));
+        type Shape<'a> = Box<dyn Fn(usize, usize, usize) -> Vec<usize> + 'a>;
+        let forms: [(&str, Shape); 6] = [
+            (
+                "_scale_inv",
+                Box::new(|e, rows, cols| vec![e, blocks(rows, cols).0, blocks(rows, cols).1]),
+            ),
+            ("_scale", Box::new(|e, rows, _| vec![e, rows, 1])),
+            ("_scale", Box::new(|e, rows, _| vec![e, rows])),
+            ("_scale", Box::new(|e, _, _| vec![e, 1, 1])),
+            ("_scale", Box::new(|e, _, _| vec![e])),
+            ("_scale", Box::new(|_, _, _| vec![])),
+        ];
+        for (suffix, shape) in forms {
+            let told = shape(7, 18, 24);
+            let (checkpoint, expected) = fused_fp8(block, shape, suffix);
+            let checkpoint = checkpoint.unwrap();
+            assert_eq!(
+                checkpoint.weights().unwrap(),
+                expected,
+                "{block:?} {told:?}"
+            );
+            // From the middle of an expert's tensor on, the scales of those rows.
+            let name = "model.layers.2.mlp.experts.5.up_proj.weight";
+            let mut specs = checkpoint.layout.tensors.iter();
+            let spec = specs.find(|t| t.name == name).unwrap();
+            let mut rows = vec![0.0; 2 * spec.shape[1]];
+            checkpoint.read(spec, 5, &mut rows).unwrap();
+            let start = spec.span.start + 5 * spec.shape[1];
+            assert_eq!(rows, expected[start..start + rows.len()], "{told:?}");
+        }
+    }
+}
+
+#[test]
+fn fp8_scales_that_do_not_fit_keep_a_model_from_opening() {
+    type Shape = fn(usize, usize, usize) -> Vec<usize>;
+    let shapes: [Shape; 5] = [
+        |e, rows, _| vec![e, rows - 1, 1],
+        |e, rows, cols| vec![e, rows, cols],
+        |e, _, _| vec![e + 1],
+        |e, rows, _| vec![e * rows],
+        |_, _, _| vec![1, 1, 1, 1],
+    ];
+    for shape in shapes {
+        let (opened, _) = fused_fp8([128, 128], shape, "_scale");
+        let error = opened.err().unwrap();
+        let told = format!("with scales {:?}, expected one", shape(7, 18, 24));
+        assert!(error.contains("gate_up_proj is [7, 18, 24]"), "{error}");
+        assert!(error.contains(&told), "{error}");
+    }
+    let (opened, _) = fused_fp8([128, 128], |e, _, _| vec![e], "_other");
+    let error = opened.err().unwrap();
+    assert!(
+        error.contains("gate_up_proj has no scale beside it"),
+        "{error}"
+    );
+}
+
+#[test]
+fn weights_of_a_type_that_is_not_read_keep_a_model_from_opening() {
+    let (config, _, tensors) = fixture();
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("config.json"), config.to_json().to_string()).unwrap();
+    let all: Vec<_> = tensors
+        .iter()
+        .map(|(name, (shape, data))| {
+            let dtype = if name == "model.norm.weight" {
+                "I32"
+            } else {
+                "F32"
+            };
+            let bytes = data.iter().flat_map(|x| x.to_le_bytes()).collect();
+            (name.as_str(), dtype, shape.clone(), bytes)
+        })
+        .collect();
+    write_fp8(&dir.path().join("model.safetensors"), &all);
+    let error = Checkpoint::open(dir.path()).err().unwrap().to_string();
+    assert!(error.contains("model.norm.weight"), "{error}");
+}
+
 #[test]
 fn what_is_written_is_read_again_in_every_type() {
     let (config, params, tensors) = fixture();

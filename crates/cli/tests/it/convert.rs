@@ -83,6 +83,25 @@ fn what_cannot_be_converted_is_told() {
 }
 
 #[test]
+fn inspect_tells_where_layers_cut_and_gguf_is_refused_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    fixture(dir.path());
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
+    let text = std::fs::read_to_string(path("config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let layers = config["num_hidden_layers"].as_u64().unwrap() as usize;
+    let mut limits = vec![0.0; layers];
+    limits[layers - 1] = 7.5;
+    config["swiglu_limits"] = serde_json::json!(limits);
+    std::fs::write(path("config.json"), config.to_string()).unwrap();
+
+    let (_, text, _) = run(&["inspect", &path("config.json")]);
+    assert_eq!(text.matches("cut at 7.5").count(), 1, "{text}");
+    let (converted, _, err) = run(&["convert", &path(""), &path("model.gguf")]);
+    assert!(!converted && err.contains("swiglu_limits"), "{err}");
+}
+
+#[test]
 fn inspect_tells_what_is_wrong_with_a_checkpoint() {
     let dir = tempfile::tempdir().unwrap();
     fixture(dir.path());

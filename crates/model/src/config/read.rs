@@ -282,7 +282,6 @@ fn read(map: &Map<String, Value>) -> Result<ModelConfig, ConfigError> {
         keys.only(key, &[json!(false)])?;
     }
     keys.only("partial_rotary_factor", &[json!(1), json!(1.0)])?;
-    keys.only("swiglu_limits", &[])?;
     check_quantization(keys.get("quantization_config"))?;
 
     let num_hidden_layers = keys.usize_of(&["num_hidden_layers", "num_layers"], None)?;
@@ -354,6 +353,7 @@ fn read(map: &Map<String, Value>) -> Result<ModelConfig, ConfigError> {
             Some(_) if mtp > 0 => Some(keys.usize("mtp_num_speculative_steps")?),
             _ => None,
         },
+        swiglu_limits: swiglu_limits(&keys, num_hidden_layers)?,
         initializer_range: keys.f64_of(&["initializer_range"], 0.02)? as f32,
         bos_token_id: keys.ids("bos_token_id")?.first().copied(),
         eos_token_id: keys.ids("eos_token_id")?,
@@ -531,6 +531,15 @@ fn mlp_layer_types(
         .unwrap_or_else(|| (0..layers).map(of).collect()))
 }
 
+/// Of each layer, 0 and null saying that it has none; without the key, no layer has one.
+fn swiglu_limits(keys: &Keys, layers: usize) -> Result<Vec<Option<f32>>, ConfigError> {
+    let expected = "a list of numbers, 0 or null for layers without a limit";
+    let limits = keys.list::<Option<f32>>("swiglu_limits", expected)?;
+    let limits = limits.unwrap_or_else(|| vec![None; layers]);
+    let positive = |limit: Option<f32>| limit.filter(|&limit| limit != 0.0);
+    Ok(limits.into_iter().map(positive).collect())
+}
+
 /// Prediction layers. That of EXAONE 4.5 is left out where its file does not say how it attends: the model
 /// itself does not depend on it, and a guess might.
 fn mtp_layers(keys: &Keys, architecture: Architecture) -> Result<usize, ConfigError> {
@@ -682,6 +691,44 @@ mod tests {
     }
 
     #[test]
+    fn limits_are_of_layers_and_may_be_of_the_prediction_layer() {
+        let of = |limits: Value| {
+            read(&with(
+                json!({"swiglu_limits": limits, "num_nextn_predict_layers": 1}),
+            ))
+        };
+        let config = of(json!([0.0, null, 0, 7.0]));
+        assert_eq!(config.swiglu_limits, [None, None, None, Some(7.0)]);
+        assert_eq!(config.swiglu_limit(3), Some(7.0));
+        assert_eq!(config.swiglu_limit(4), None, "the prediction layer");
+        assert_eq!(read(&config.to_json()), config);
+        let config = of(json!([null, 7, 7, 7, 0.1]));
+        assert_eq!(config.swiglu_limit(4), Some(0.1));
+        assert_eq!(read(&config.to_json()), config);
+        let json = config.to_json();
+        assert_eq!(json["swiglu_limits"], json!([0.0, 7.0, 7.0, 7.0, 0.1]));
+
+        for limits in [Value::Null, json!([0, 0, 0, 0])] {
+            let config = of(limits);
+            assert_eq!(config.swiglu_limits, [None; 4]);
+            assert_eq!(config.to_json().get("swiglu_limits"), None);
+        }
+    }
+
+    #[test]
+    fn limits_are_of_the_one_architecture_that_has_them() {
+        let error = ModelConfig::from_json(
+            &json!({
+                "model_type": "llama", "vocab_size": 32, "hidden_size": 8, "intermediate_size": 16,
+                "num_hidden_layers": 2, "num_attention_heads": 2, "swiglu_limits": [0, 7.0]
+            })
+            .to_string(),
+        );
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("no limits in llama"), "{error}");
+    }
+
+    #[test]
     fn what_is_written_reads_back_equal() {
         let llama3 = json!({"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0,
             "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64});
@@ -716,6 +763,11 @@ mod tests {
             ("n_group", json!(4)),
             ("attention_bias", json!(true)),
             ("swiglu_limits", json!([7.0])),
+            ("swiglu_limits", json!([0, 0, 0, 7.0, 0, 0])),
+            ("swiglu_limits", json!([0, 0, 0, -7.0])),
+            ("swiglu_limits", json!([0, 0, 0, 1e39])),
+            ("swiglu_limits", json!([0, 0, 0, "7"])),
+            ("swiglu_limits", json!(7.0)),
             ("quantization_config", json!({"quant_method": "awq"})),
             ("head_gating", json!(true)),
             (

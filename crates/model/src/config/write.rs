@@ -31,6 +31,11 @@ impl ModelConfig {
         if self.architecture == Architecture::ExaoneMoe {
             self.add_experts(keys);
         }
+        if self.swiglu_limits.iter().any(Option::is_some) {
+            let limit = |limit: &Option<f32>| shortest(limit.unwrap_or(0.0));
+            let limits: Vec<f64> = self.swiglu_limits.iter().map(limit).collect();
+            keys.insert("swiglu_limits".into(), json!(limits));
+        }
         if self.num_nextn_predict_layers == 1 || self.architecture == Architecture::ExaoneMoe {
             let mtp = self.num_nextn_predict_layers;
             let window = self.mtp_sliding_window;

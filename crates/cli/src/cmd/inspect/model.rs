@@ -185,13 +185,14 @@ fn layers(config: &ModelConfig) -> String {
         NormPlacement::Before => ["norm > ", "", " > norm > ", ""],
         NormPlacement::After => ["", " > norm", " > ", " > norm"],
     };
-    let layer = |window: Option<usize>, mlp: MlpType| {
+    let layer = |idx: usize, window: Option<usize>, mlp: MlpType| {
         let [before, after, before_mlp, after_mlp] = norms;
-        let (attention, mlp) = (attention(config, window), feed_forward(config, mlp));
+        let limit = config.swiglu_limit(idx);
+        let (attention, mlp) = (attention(config, window), feed_forward(config, mlp, limit));
         format!("{before}{attention}{after}{before_mlp}{mlp}{after_mlp}")
     };
     let all: Vec<String> = (0..config.num_hidden_layers)
-        .map(|l| layer(config.window(l), config.mlp_layer_types[l]))
+        .map(|l| layer(l, config.window(l), config.mlp_layer_types[l]))
         .collect();
     let mut first = 0;
     for same in all.chunk_by(|a, b| a == b) {
@@ -217,7 +218,11 @@ fn layers(config: &ModelConfig) -> String {
             "prediction",
             thousands(2 * d),
             thousands(d),
-            layer(config.mtp_sliding_window, MlpType::Dense)
+            layer(
+                config.num_hidden_layers,
+                config.mtp_sliding_window,
+                MlpType::Dense
+            )
         );
     }
     text
@@ -240,8 +245,9 @@ fn attention(config: &ModelConfig, window: Option<usize>) -> String {
     format!("attention ({sees}, {norm}{positions})")
 }
 
-fn feed_forward(config: &ModelConfig, mlp: MlpType) -> String {
-    match mlp {
+fn feed_forward(config: &ModelConfig, mlp: MlpType, limit: Option<f32>) -> String {
+    let cut = limit.map_or(String::new(), |limit| format!(", cut at {limit}"));
+    let what = match mlp {
         MlpType::Dense => format!("swiglu {}", thousands(config.intermediate_size)),
         MlpType::Sparse => format!(
             "{} of {} experts of {} + {} shared",
@@ -250,7 +256,8 @@ fn feed_forward(config: &ModelConfig, mlp: MlpType) -> String {
             thousands(config.moe_intermediate_size),
             config.num_shared_experts
         ),
-    }
+    };
+    what + &cut
 }
 
 /// 12,345.
