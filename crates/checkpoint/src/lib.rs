@@ -289,8 +289,8 @@ impl Checkpoint {
 impl Source for Checkpoint {
     type Error = CheckpointError;
 
-    fn read(&self, spec: &TensorSpec, out: &mut [f32]) -> Result<(), CheckpointError> {
-        Checkpoint::read(self, spec, 0, out)
+    fn read(&self, spec: &TensorSpec, row: usize, out: &mut [f32]) -> Result<(), CheckpointError> {
+        Checkpoint::read(self, spec, row, out)
     }
 
     fn blocks(&self, spec: &TensorSpec) -> Result<Option<Blocks<'_>>, CheckpointError> {

@@ -18,8 +18,8 @@ use model::{Layout, ModelConfig};
 /// refused.
 const MIN_CONTEXT: usize = 4096;
 
-/// What a model takes when it is run: embedding, norms and biases in f32, the matrices packed, and one of them
-/// as it is read.
+/// What a model takes when it is run: norms and biases in f32, the matrices packed, and one of them as it is
+/// read. The rows of the embedding stay in their file.
 pub(crate) struct Needed {
     /// Of routed experts, which can be paged.
     pub(crate) experts: u64,
@@ -34,7 +34,10 @@ impl Needed {
     pub(crate) fn of(config: &ModelConfig, checkpoint: Option<&Checkpoint>) -> Needed {
         let layout = Layout::for_serving(config);
         let (mut experts, mut rest, mut largest) = (0, 4 * layout.kept_len as u64, 0);
-        let is_packed = |spec: &&TensorSpec| spec.span.start >= layout.kept_len;
+        let is_packed = |spec: &&TensorSpec| {
+            let is_head = spec.part != Part::EmbedTokens || config.tie_word_embeddings;
+            spec.span.start >= layout.kept_len && is_head
+        };
         for spec in layout.tensors.iter().filter(is_packed) {
             let (bytes, is_blocks) = packed_bytes(config, checkpoint, spec);
             match spec.part {

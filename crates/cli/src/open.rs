@@ -136,7 +136,7 @@ impl OpenModel {
         let mut bytes = kv_bytes(config, positions);
         for spec in &layout.tensors {
             let is_mtp = matches!(spec.part, Part::MtpFc | Part::MtpLayer(_));
-            if spec.span.start < layout.kept_len && spec.part != Part::EmbedTokens || is_mtp {
+            if spec.span.start < layout.kept_len || is_mtp {
                 continue;
             }
             let stored = match self.checkpoint.blocks(spec) {
@@ -145,7 +145,9 @@ impl OpenModel {
             };
             bytes += match spec.part {
                 // One row, unless it is the head as well.
-                Part::EmbedTokens if !config.tie_word_embeddings => 4 * config.hidden_size as u64,
+                Part::EmbedTokens if !config.tie_word_embeddings => {
+                    stored / config.vocab_size as u64
+                }
                 Part::Layer(_, LayerPart::Expert(..)) => {
                     stored * config.num_experts_per_tok as u64 / config.num_experts as u64
                 }

@@ -203,8 +203,9 @@ impl Transformer {
             slots.write(group.slots);
         }
 
-        let table = self.params.range(self.layout.embed_tokens.range());
-        embedding::forward(device, state.x.rows_mut(t), table, state.ids.rows(t), d);
+        let x = state.x.rows_mut(t);
+        self.embedding
+            .forward(device, &self.params, x, &state.ids, t, d);
         for (l, block) in self.blocks.iter().enumerate() {
             let group = cache.group_of_layer[l];
             let rows = CachedRows {

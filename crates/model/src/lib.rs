@@ -14,6 +14,7 @@
 pub mod block;
 pub mod config;
 pub mod decode;
+mod embedding;
 pub mod experts;
 pub mod flops;
 pub mod init;

@@ -16,7 +16,7 @@ use crate::block::{BlockKept, CachedRows};
 use crate::decode::{BlockGroup, HeadState, KvCache};
 use crate::transformer::Transformer;
 use tensor::ops::gemm::Store;
-use tensor::ops::{elementwise, embedding, rms_norm};
+use tensor::ops::{elementwise, rms_norm};
 use tensor::{Device, Tensor};
 
 /// Rows of the prediction layer.
@@ -128,14 +128,9 @@ impl Transformer {
         state.hidden.write(batch.hidden);
 
         let param = |span: crate::weights::Span| self.params.range(span.range());
-        let table = param(self.layout.embed_tokens);
-        embedding::forward(
-            device,
-            state.e.rows_mut(t),
-            table,
-            state.next_ids.rows(t),
-            d,
-        );
+        let e = state.e.rows_mut(t);
+        self.embedding
+            .forward(device, &self.params, e, &state.next_ids, t, d);
         rms_norm::forward(
             device,
             state.e_normed.rows_mut(t),

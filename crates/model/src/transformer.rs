@@ -14,9 +14,11 @@
 
 use crate::block::{Block, BlockKept, BlockScratch, Sequences, compute};
 use crate::config::ModelConfig;
+use crate::embedding::Embedding;
 use crate::experts::{ExpertCache, ExpertCacheStats, SharedCache, lock};
 use crate::linear::Linear;
-use crate::weights::{Layout, Matrices, MtpSpans, Read, Source};
+use crate::names::Part;
+use crate::weights::{Layout, Matrices, MtpSpans, Read, Source, TensorSpec};
 use std::sync::{Arc, Mutex};
 use tensor::ops::cross_entropy::{self, IGNORE};
 use tensor::ops::gemm::Store;
@@ -142,6 +144,7 @@ pub struct Transformer {
     pub(crate) mtp: Option<Mtp>,
     pub(crate) rope: RopeTable,
     experts: Option<SharedCache>,
+    pub(crate) embedding: Embedding,
 }
 
 /// The prediction layer.
@@ -214,7 +217,7 @@ impl Transformer {
     }
 
     /// A model to serve, whose weights are read tensor by tensor. What is stored in blocks of integers stays
-    /// so, and is multiplied with rows rounded as `activations` says; only what is not packed is kept in f32.
+    /// so, and is multiplied with rows rounded as `activations` says; only gains and biases are kept in f32.
     /// With a bound in `expert_cache_bytes`, experts are read when they are needed ([`crate::experts`]).
     ///
     /// # Errors
@@ -233,7 +236,7 @@ impl Transformer {
         let mut kept = Tensor::zeros(device, &[layout.kept_len]);
         for spec in &layout.tensors {
             if spec.span.start < layout.kept_len {
-                source.read(spec, &mut kept.host_mut()[spec.span.range()])?;
+                source.read(spec, 0, &mut kept.host_mut()[spec.span.range()])?;
                 source.release(spec);
             }
         }
@@ -246,6 +249,10 @@ impl Transformer {
         weights.finish()?;
         model.params = kept;
         model.experts = experts;
+        let is_table = |spec: &&TensorSpec| spec.part == Part::EmbedTokens;
+        if let Some(spec) = model.layout.tensors.iter().find(is_table) {
+            model.embedding = Embedding::of(source.clone(), spec.clone());
+        }
         Ok(model)
     }
 
@@ -292,6 +299,7 @@ impl Transformer {
             rope: RopeTable::new(&config.inv_freq(), 0),
             params: Tensor::zeros(device, &[0]),
             experts: None,
+            embedding: Embedding::Kept(layout.embed_tokens),
             blocks,
             mtp,
             layout,
@@ -401,8 +409,9 @@ impl Transformer {
         }
         state.cu_seqlens.write(&batch.cu_seqlens);
 
-        let table = self.params.range(self.layout.embed_tokens.range());
-        embedding::forward(device, state.x[0].view_mut(), table, state.ids.view(), d);
+        let (x, ids) = (state.x[0].view_mut(), &state.ids);
+        self.embedding
+            .forward(device, &self.params, x, ids, ids.len(), d);
         let seqs = Sequences {
             positions: &state.positions,
             cu_seqlens: &state.cu_seqlens,
@@ -434,8 +443,9 @@ impl Transformer {
         let (d, eps) = (self.config.hidden_size, self.config.rms_norm_eps);
         let param = |span: crate::weights::Span| self.params.range(span.range());
         s.next_ids.write(&batch.next_ids);
-        let table = param(self.layout.embed_tokens);
-        embedding::forward(device, s.e.view_mut(), table, s.next_ids.view(), d);
+        let (e, ids) = (s.e.view_mut(), &s.next_ids);
+        self.embedding
+            .forward(device, &self.params, e, ids, ids.len(), d);
         rms_norm::forward(
             device,
             s.e_normed.view_mut(),

@@ -182,7 +182,7 @@ impl Builder<'_> {
     fn add(&mut self, part: Part, shape: &[usize], role: Role) -> Span {
         let is_packed = role == Role::Matrix || part == Part::LmHead;
         let end = match &mut self.matrices {
-            Some(matrices) if is_packed => matrices,
+            Some(matrices) if is_packed || part == Part::EmbedTokens => matrices,
             _ => &mut self.len,
         };
         let span = Span {
@@ -299,8 +299,8 @@ impl Layout {
         Layout::build(config, None)
     }
 
-    /// As [`Layout::new`], with all matrices that are only multiplied with behind everything else: they are
-    /// packed when the model is opened, and need not be kept as they are.
+    /// As [`Layout::new`], with the embedding and all matrices that are only multiplied with behind everything
+    /// else: these are packed when the model is opened, and the rows of that are read one by one.
     pub fn for_serving(config: &ModelConfig) -> Layout {
         let kept = Layout::build(config, Some(0)).kept_len;
         Layout::build(config, Some(kept))
@@ -405,11 +405,11 @@ pub trait Source {
     /// Why a tensor cannot be read.
     type Error;
 
-    /// All values of a tensor, row-major.
+    /// Values of a tensor, row-major, from row `row` on; `out` has room for whole rows.
     ///
     /// # Errors
     /// When the tensor is not there, or in a form that is not read.
-    fn read(&self, spec: &TensorSpec, out: &mut [f32]) -> Result<(), Self::Error>;
+    fn read(&self, spec: &TensorSpec, row: usize, out: &mut [f32]) -> Result<(), Self::Error>;
 
     /// The rows of a matrix in the blocks of integers that it is stored in, and their type; none where it is
     /// stored otherwise.
@@ -486,7 +486,7 @@ impl<S: Source> Matrices for Read<S> {
             let blocks = self.source.blocks(spec).and_then(|blocks| {
                 if blocks.is_none() {
                     values.resize(start + spec.span.len, 0.0);
-                    self.source.read(spec, &mut values[start..])?;
+                    self.source.read(spec, 0, &mut values[start..])?;
                 }
                 Ok(blocks)
             });

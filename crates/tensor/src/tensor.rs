@@ -143,6 +143,18 @@ impl<T: Copy + Default> Tensor<T> {
     }
 }
 
+impl<T: Copy> ViewMut<'_, T> {
+    /// Copies values from host memory.
+    ///
+    /// # Panics
+    /// When there are not as many.
+    pub fn write(self, values: &[T]) {
+        match self {
+            ViewMut::Cpu(data) => data.copy_from_slice(values),
+        }
+    }
+}
+
 impl<'a, T> View<'a, T> {
     /// Number of elements.
     pub fn len(&self) -> usize {

@@ -19,9 +19,10 @@ struct Weights {
 impl Source for Weights {
     type Error = Infallible;
 
-    fn read(&self, spec: &TensorSpec, out: &mut [f32]) -> Result<(), Infallible> {
+    fn read(&self, spec: &TensorSpec, row: usize, out: &mut [f32]) -> Result<(), Infallible> {
         let stored = self.layout.find(&spec.name).unwrap();
-        out.copy_from_slice(&self.values[stored.span.range()]);
+        let rows = &self.values[stored.span.range()][row * spec.width()..];
+        out.copy_from_slice(&rows[..out.len()]);
         Ok(())
     }
 
