@@ -1,8 +1,5 @@
 //! A chat template of any text is refused in one error, or it renders a conversation or refuses it, within
-//! its limits of steps, time and output, and what it encodes to are ids of the tokenizer.
-//!
-//! Not claimed is the memory of strings that a template doubles step by step, which `tokenizer::jinja` does not
-//! bound; the budget is set for what one step of the engine may make.
+//! its limits of steps, time, output and memory, and what it encodes to are ids of the tokenizer.
 
 #![no_main]
 
@@ -11,6 +8,8 @@ use serde_json::{Value, json};
 use std::sync::LazyLock;
 use tokenizer::{ChatTemplate, Conversation, Tokenizer, Trainer};
 
+/// Of two renderings, since one that was given up may still be at its last step: what a template may make of
+/// strings and lists (`tokenizer::jinja`, 256 MiB), and a few values of the longest that there may be.
 const BASE_BYTES: usize = 1 << 30;
 
 static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| {

@@ -8,12 +8,13 @@ use std::process::{Command, Stdio};
 /// Every target, with the seconds that one input of it may take.
 ///
 /// A template may run into its limit of 10 seconds, and is rendered twice.
-const TARGETS: [(&str, u32); 6] = [
+const TARGETS: [(&str, u32); 7] = [
     ("safetensors", 5),
     ("gguf", 5),
     ("checkpoint", 5),
     ("config_json", 5),
     ("tokenizer_json", 20),
+    ("gguf_vocab", 20),
     ("chat_template", 40),
 ];
 

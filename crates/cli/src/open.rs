@@ -10,6 +10,7 @@ use checkpoint::Checkpoint;
 use formats::gguf::Gguf;
 use formats::hash;
 use infer::{Engine, EngineConfig, ModelRunner};
+use model::config::Architecture;
 use model::flops::kv_bytes;
 use model::names::{LayerPart, Part};
 use model::weights::Source;
@@ -18,7 +19,7 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tensor::Activations;
-use tokenizer::{ChatFormat, ChatTemplate, GgufVocab, Tokenizer};
+use tokenizer::{ChatFamily, ChatFormat, ChatTemplate, GgufVocab, Tokenizer};
 
 /// How a model is run, for every command that runs one.
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -184,15 +185,21 @@ impl OpenModel {
         if let Some(special) = self.tokenizer.as_ref().and_then(|t| t.specials().ok()) {
             ids.extend([special.endofturn, special.eos]);
         }
+        let tokenizer = self.tokenizer.as_ref();
+        ids.extend(tokenizer.and_then(|t| t.id_of(tokenizer::chat_family::END_OF_TURN)));
         ids.sort_unstable();
         ids.dedup();
         ids
     }
 
-    /// How the model is spoken to: by the template of its files, else in the built-in format.
+    /// How the model is spoken to: by the template of its files, else in the built-in format of its architecture.
     pub(crate) fn chat_format(&self) -> Result<ChatFormat> {
         let Some(source) = chat_template(&self.checkpoint)? else {
-            return Ok(ChatFormat::built_in());
+            return Ok(ChatFormat::of_family(match self.config.architecture {
+                Architecture::ExaoneMoe | Architecture::Llama => ChatFamily::KExaone,
+                Architecture::Exaone4 => ChatFamily::Exaone4,
+                Architecture::Exaone => ChatFamily::Exaone3,
+            }));
         };
         let template = ChatTemplate::new(&source)
             .with_context(|| format!("cannot use the chat template of {}", self.path.display()))?;

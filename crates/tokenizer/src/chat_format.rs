@@ -1,6 +1,7 @@
 //! Messages to the ids that a model is to continue: by the template that came with it, else in the built-in
-//! format of K-EXAONE, which is what this project trains on.
+//! format of its family. That of K-EXAONE is what this project trains on.
 
+use crate::chat_family::{self, ChatFamily};
 use crate::chat_template::{self, ChatOptions, Message};
 use crate::error::MissingSpecial;
 use crate::jinja::{ChatTemplate, Conversation, Json, TemplateError};
@@ -12,6 +13,7 @@ use serde_json::Map;
 #[derive(Clone, Debug, Default)]
 pub struct ChatFormat {
     own: Option<(ChatTemplate, Map<String, Json>)>,
+    family: ChatFamily,
 }
 
 /// Messages could not be put into a model's format.
@@ -40,11 +42,17 @@ impl ChatFormat {
         ChatFormat::default()
     }
 
+    /// That of a family, or of K-EXAONE for a vocabulary without the family's tokens.
+    pub fn of_family(family: ChatFamily) -> Self {
+        ChatFormat { own: None, family }
+    }
+
     /// A model's own. `variables` are what its template knows beside messages and options: `bos_token`,
     /// `eos_token`.
     pub fn of_template(template: ChatTemplate, variables: Map<String, Json>) -> Self {
         ChatFormat {
             own: Some((template, variables)),
+            family: ChatFamily::default(),
         }
     }
 
@@ -64,7 +72,11 @@ impl ChatFormat {
         options: &ChatOptions<'_>,
     ) -> Result<Prompt, ChatError> {
         let ids = match &self.own {
-            None => chat_template::render(tokenizer, messages, options)?.ids,
+            None => match self.family.of_tokens(tokenizer) {
+                ChatFamily::KExaone => chat_template::render(tokenizer, messages, options)?.ids,
+                ChatFamily::Exaone4 => chat_family::exaone4(tokenizer, messages, options),
+                ChatFamily::Exaone3 => chat_family::exaone3(tokenizer, messages, options),
+            },
             Some((template, variables)) => {
                 let mut conversation = Conversation::new(messages, options);
                 conversation.variables.extend(variables.clone());

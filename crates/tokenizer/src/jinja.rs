@@ -1,8 +1,8 @@
 //! A model's own chat template, in the Jinja that `transformers` renders: messages to text, and to ids.
 //!
 //! Templates come with a model and may be hostile, so they run in a box: no files and no other
-//! templates, a bounded number of steps, a bounded output, a bounded time. What is not bounded is the
-//! memory of a string that a template doubles step by step.
+//! templates, a bounded number of steps, a bounded output, a bounded time, and bounded memory for the
+//! strings and lists that they make (`bounds`).
 //!
 //! A template knows what `transformers` gives it: `messages`, `tools`, `documents`,
 //! `add_generation_prompt`, whatever the caller adds (`bos_token`, `enable_thinking`),
@@ -19,12 +19,13 @@
 //! templates compare them: they and the names of keys must not spell a token.
 //!
 //! What the engine (`minijinja`) does not know of Jinja is an error that names the line. It has no tuples,
-//! which print as lists, and joins values other than strings (`~`) in its own spelling; where it panics,
-//! that is an error too.
+//! which print as lists; where it panics, that is an error too.
 //!
 //! Source: `transformers`, `utils/chat_template_utils.py` (environment, variables, functions). Tested
 //! against Jinja 2 in that environment, below.
 
+mod bounds;
+mod marks;
 mod python;
 mod trust;
 
@@ -167,6 +168,14 @@ pub enum TemplateError {
         /// Steps allowed.
         limit: u64,
     },
+    /// The template makes too many or too long strings and lists.
+    #[error("chat template, line {line}: makes strings and lists of more than {limit} bytes")]
+    TooMuch {
+        /// Line of the template, from 1.
+        line: usize,
+        /// Bytes allowed.
+        limit: usize,
+    },
     /// The template writes too much.
     #[error("chat template writes more than {limit} bytes")]
     TooLong {
@@ -239,16 +248,18 @@ impl ChatTemplate {
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
         environment.set_fuel(Some(MAX_STEPS));
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        bounds::install(&mut environment);
         environment.set_formatter(|out, _, value| {
             let failed = |error| minijinja::Error::from(ErrorKind::WriteFailure).with_source(error);
-            fmt::Write::write_str(out, &python::text(value)?).map_err(failed)
+            let text = python::text(value)?;
+            // What is written may be caught again by a block that is set.
+            bounds::charge(text.len())?;
+            fmt::Write::write_str(out, &text).map_err(failed)
         });
         environment.add_filter("tojson", to_json);
-        environment.add_filter("string", python::text);
+        environment.add_filter("string", to_text);
         environment.add_function("raise_exception", raise);
-        let source = without_generation_tags(source);
+        let source = marks::mark(&without_generation_tags(source));
         match environment.add_template_owned(NAME, source) {
             Ok(()) => Ok(ChatTemplate {
                 environment: Arc::new(environment),
@@ -420,6 +431,12 @@ fn failure(error: &minijinja::Error) -> TemplateError {
             let message = message.clone();
             return TemplateError::Refused { line, message };
         }
+        if let Some(bounds::TooMuch(limit)) = cause.downcast_ref() {
+            return TemplateError::TooMuch {
+                line,
+                limit: *limit,
+            };
+        }
         source = cause.source();
     }
     if error.kind() == ErrorKind::OutOfFuel {
@@ -437,6 +454,12 @@ fn raise(message: &Value) -> Result<Value, minijinja::Error> {
     let message = python::text(message)?;
     let error = minijinja::Error::from(ErrorKind::InvalidOperation);
     Err(error.with_source(Raised(message)))
+}
+
+fn to_text(value: &Value) -> Result<String, minijinja::Error> {
+    let text = python::text(value)?;
+    bounds::charge(text.len())?;
+    Ok(text)
 }
 
 fn to_json(value: &Value, options: Kwargs) -> Result<String, minijinja::Error> {
@@ -457,7 +480,9 @@ fn to_json(value: &Value, options: Kwargs) -> Result<String, minijinja::Error> {
         },
     };
     options.assert_all_used()?;
-    python::json(value, &layout)
+    let json = python::json(value, &layout)?;
+    bounds::charge(json.len())?;
+    Ok(json)
 }
 
 /// The source with the tags `generation` and `endgeneration` as blocks that are always written; lines

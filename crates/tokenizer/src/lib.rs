@@ -48,6 +48,7 @@ pub mod train;
 
 pub mod special;
 
+pub mod chat_family;
 pub mod chat_format;
 pub mod chat_template;
 pub mod jinja;
@@ -57,6 +58,7 @@ pub mod tool_call;
 pub mod error;
 
 pub use crate::tokenizer::{MAX_VOCAB_SIZE, Tokenizer};
+pub use chat_family::ChatFamily;
 pub use chat_format::{ChatError, ChatFormat, Prompt};
 pub use chat_template as chat;
 pub use error::{LoadError, MissingSpecial, SaveError};

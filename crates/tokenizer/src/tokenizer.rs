@@ -200,7 +200,8 @@ impl Tokenizer {
     /// Encodes a text as nothing but text: what looks like a special token becomes ordinary tokens.
     ///
     /// For every text from outside (documents, messages of users). No id of an added token of two or
-    /// more bytes is ever returned, but that of the unknown token where a vocabulary needs one.
+    /// more bytes (characters, where a vocabulary spells bytes as those) is ever returned, but that of
+    /// the unknown token where a vocabulary needs one.
     pub fn encode_ordinary(&self, text: &str) -> Vec<u32> {
         let mut ids = Vec::with_capacity(text.len() / 3);
         self.with_encoder(true, &mut |encode| {

@@ -1,5 +1,6 @@
 //! What Python writes: values as text, values as JSON, times.
 
+use super::bounds::{MAX_VALUE_BYTES, too_much};
 use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, Value};
 use std::fmt::Write;
@@ -28,6 +29,9 @@ pub(super) fn text(value: &Value) -> Result<String, Error> {
 fn repr(value: &Value, depth: usize, out: &mut String) -> Result<(), Error> {
     if depth > MAX_DEPTH {
         return Err(error("a value nested more than 128 deep cannot be written"));
+    }
+    if out.len() > MAX_VALUE_BYTES {
+        return Err(too_much(MAX_VALUE_BYTES));
     }
     match value.kind() {
         ValueKind::None => out.push_str("None"),
@@ -132,6 +136,9 @@ fn write_json(value: &Value, layout: &Layout, depth: usize, out: &mut String) ->
     if depth > MAX_DEPTH {
         return Err(error("a value nested more than 128 deep cannot be written"));
     }
+    if out.len() > MAX_VALUE_BYTES {
+        return Err(too_much(MAX_VALUE_BYTES));
+    }
     match value.kind() {
         ValueKind::None => out.push_str("null"),
         ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
@@ -143,7 +150,8 @@ fn write_json(value: &Value, layout: &Layout, depth: usize, out: &mut String) ->
         }),
         ValueKind::String => json_string(value.as_str().unwrap_or_default(), layout, out),
         ValueKind::Seq | ValueKind::Iterable => {
-            let items: Vec<Value> = value.try_iter()?.collect();
+            // One more than could be written in the bytes that there are for it.
+            let items: Vec<Value> = value.try_iter()?.take(MAX_VALUE_BYTES / 2).collect();
             let write = |item: &Value, out: &mut String| write_json(item, layout, depth + 1, out);
             write_items(('[', ']'), &items, layout, depth, out, &write)?;
         }
