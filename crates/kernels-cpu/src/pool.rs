@@ -1,9 +1,9 @@
 //! Worker threads, and a barrier that spins before it parks.
 //!
 //! `run(f)` calls `f(0)`, `f(1)`, ... once on each thread and returns when all are done. `for_each` and
-//! `for_ranges` cut the work into pieces; whoever is free takes the next one, so that a core slowed down by
-//! something else does not hold up the rest. Who computes what is therefore chance; kernels see to it that the
-//! result is not.
+//! `for_ranges` cut the work into pieces; whoever is free takes the next one. They end when the pieces are done: a
+//! worker that was not there, because something else has its core, is not waited for, and finds the region
+//! closed. Who computes what is therefore chance; kernels see to it that the result is not.
 
 use std::cell::UnsafeCell;
 use std::ops::Range;
@@ -22,10 +22,11 @@ pub(crate) const PIECES: usize = 4;
 type Job = *const (dyn Fn(usize) + Sync);
 
 struct Shared {
-    /// Counts parallel regions; a change is the signal to start.
-    epoch: AtomicU64,
-    /// Workers still busy with the present region.
-    running: AtomicUsize,
+    /// Which region is the present one, whether workers may still enter it, and how many are inside: see
+    /// [`Gate`]. A change of the region is the signal to start.
+    gate: AtomicU64,
+    /// Workers that have entered the present region.
+    entered: AtomicUsize,
     job: UnsafeCell<Option<Job>>,
     panic: Mutex<Option<Box<dyn std::any::Any + Send>>>,
     quit: AtomicBool,
@@ -33,8 +34,34 @@ struct Shared {
     wake: Condvar,
 }
 
-// SAFETY: `job` is written only by the thread that holds `Pool::caller`, while no worker runs
-// (`running == 0`), and read only after the release-acquire pair on `epoch`.
+/// A value of [`Shared::gate`]: the number of the region in the upper half, then a bit that is set while it is
+/// open, then the count of workers inside.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Gate(u64);
+
+const OPEN: u64 = 1 << 31;
+
+impl Gate {
+    fn region(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    fn is_open(self) -> bool {
+        self.0 & OPEN != 0
+    }
+
+    fn is_empty(self) -> bool {
+        self.0 & (OPEN - 1) == 0
+    }
+
+    /// The next region, closed and empty.
+    fn next(self) -> Gate {
+        Gate(u64::from(self.region().wrapping_add(1)) << 32)
+    }
+}
+
+// SAFETY: `job` is written only by the thread that holds `Pool::caller`, while the gate is closed and nobody is
+// inside, and read only inside, after the release-acquire pair on `gate`.
 unsafe impl Send for Shared {}
 // SAFETY: as above.
 unsafe impl Sync for Shared {}
@@ -50,8 +77,8 @@ impl Pool {
     /// A pool of `threads` threads, the caller's included; at least one.
     pub fn new(threads: usize) -> Pool {
         let shared = Arc::new(Shared {
-            epoch: AtomicU64::new(0),
-            running: AtomicUsize::new(0),
+            gate: AtomicU64::new(0),
+            entered: AtomicUsize::new(0),
             job: UnsafeCell::new(None),
             panic: Mutex::new(None),
             quit: AtomicBool::new(false),
@@ -84,37 +111,31 @@ impl Pool {
     /// # Panics
     /// Passes on a panic of `f`. Must not be called from inside `f`.
     pub fn run(&self, f: &(dyn Fn(usize) + Sync)) {
+        self.region(self.workers.len(), f);
+    }
+
+    /// Calls `f` on this thread and on every worker that comes in time; at least `needed` of them do. Returns when
+    /// all who came are done.
+    fn region(&self, needed: usize, f: &(dyn Fn(usize) + Sync)) {
         if self.workers.is_empty() {
             return f(0);
         }
         let _one_caller = self.caller.lock().unwrap_or_else(PoisonError::into_inner);
         let shared = &*self.shared;
-        shared.running.store(self.workers.len(), Ordering::Relaxed);
-        // SAFETY: no worker runs, so nobody reads the cell; the lifetime is erased, but `run` does not
-        // return before every worker has finished with `f`.
+        shared.entered.store(0, Ordering::Relaxed);
+        // SAFETY: the gate is closed and nobody is inside, so nobody reads the cell; the lifetime is erased, but
+        // this function does not return before every worker that entered has finished with `f`.
         unsafe {
             *shared.job.get() =
                 Some(std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), Job>(f));
         }
-        shared.epoch.fetch_add(1, Ordering::SeqCst);
-        if *shared
-            .sleepers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            > 0
-        {
-            shared.wake.notify_all();
-        }
+        let gate = Gate(shared.gate.load(Ordering::Relaxed)).next();
+        shared.gate.store(gate.0 | OPEN, Ordering::SeqCst);
+        shared.wake_sleepers();
         let own = catch_unwind(AssertUnwindSafe(|| f(0)));
-        let mut spins = 0;
-        while shared.running.load(Ordering::Acquire) != 0 {
-            spins += 1;
-            if spins < SPINS {
-                std::hint::spin_loop();
-            } else {
-                std::thread::yield_now();
-            }
-        }
+        spin_while(|| shared.entered.load(Ordering::Acquire) < needed);
+        shared.gate.fetch_and(!OPEN, Ordering::AcqRel);
+        spin_while(|| !Gate(shared.gate.load(Ordering::Acquire)).is_empty());
         let theirs = shared
             .panic
             .lock()
@@ -131,7 +152,7 @@ impl Pool {
             return (0..count).for_each(f);
         }
         let next = AtomicUsize::new(0);
-        self.run(&|_| {
+        self.region(0, &|_| {
             loop {
                 let idx = next.fetch_add(1, Ordering::Relaxed);
                 if idx >= count {
@@ -170,58 +191,100 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.quit.store(true, Ordering::SeqCst);
-        self.shared.epoch.fetch_add(1, Ordering::SeqCst);
-        drop(self.shared.sleepers.lock());
-        self.shared.wake.notify_all();
+        let gate = Gate(self.shared.gate.load(Ordering::Relaxed)).next();
+        self.shared.gate.store(gate.0, Ordering::SeqCst);
+        self.shared.wake_sleepers();
         for worker in self.workers.drain(..) {
             let _ = worker.join();
         }
     }
 }
 
-fn work(shared: &Shared, idx: usize) {
-    let mut seen = 0;
-    loop {
-        seen = wait_for_next(shared, seen);
-        if shared.quit.load(Ordering::SeqCst) {
-            return;
+impl Shared {
+    fn wake_sleepers(&self) {
+        let sleepers = self.sleepers.lock().unwrap_or_else(PoisonError::into_inner);
+        if *sleepers > 0 {
+            self.wake.notify_all();
         }
-        // SAFETY: the epoch changed, so `run` has written the job and waits for us.
-        let job = unsafe { (*shared.job.get()).expect("a region has a job") };
-        // SAFETY: as above; the closure lives until `running` reaches zero.
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| unsafe { (*job)(idx) })) {
-            *shared.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
+    }
+
+    /// Returns the gate at another region than `seen`: spins for a while, then sleeps.
+    fn wait_for_next(&self, seen: u32) -> Gate {
+        let gate = || Gate(self.gate.load(Ordering::SeqCst));
+        for _ in 0..SPINS {
+            let gate = gate();
+            if gate.region() != seen {
+                return gate;
+            }
+            std::hint::spin_loop();
         }
-        shared.running.fetch_sub(1, Ordering::Release);
+        let mut sleepers = self.sleepers.lock().unwrap_or_else(PoisonError::into_inner);
+        *sleepers += 1;
+        let next = loop {
+            let gate = gate();
+            if gate.region() != seen {
+                break gate;
+            }
+            sleepers = self
+                .wake
+                .wait(sleepers)
+                .unwrap_or_else(PoisonError::into_inner);
+        };
+        *sleepers -= 1;
+        next
+    }
+
+    /// Enters the region of `gate`; false when it is closed, or over.
+    fn enter(&self, mut gate: Gate) -> bool {
+        let region = gate.region();
+        while gate.is_open() && gate.region() == region {
+            let (old, new) = (gate.0, gate.0 + 1);
+            match self
+                .gate
+                .compare_exchange_weak(old, new, Ordering::AcqRel, Ordering::Acquire)
+            {
+                Ok(_) => {
+                    self.entered.fetch_add(1, Ordering::Release);
+                    return true;
+                }
+                Err(now) => gate = Gate(now),
+            }
+        }
+        false
     }
 }
 
-/// Returns the new epoch: spins for a while, then sleeps.
-fn wait_for_next(shared: &Shared, seen: u64) -> u64 {
-    for _ in 0..SPINS {
-        let epoch = shared.epoch.load(Ordering::Acquire);
-        if epoch != seen {
-            return epoch;
+fn work(shared: &Shared, idx: usize) {
+    let mut seen = 0;
+    loop {
+        let gate = shared.wait_for_next(seen);
+        seen = gate.region();
+        if shared.quit.load(Ordering::SeqCst) {
+            return;
         }
-        std::hint::spin_loop();
+        if !shared.enter(gate) {
+            continue;
+        }
+        // SAFETY: this worker is inside, so the job has been written and its caller waits.
+        let job = unsafe { (*shared.job.get()).expect("a region has a job") };
+        // SAFETY: as above; the closure lives until nobody is inside.
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| unsafe { (*job)(idx) })) {
+            *shared.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
+        }
+        shared.gate.fetch_sub(1, Ordering::Release);
     }
-    let mut sleepers = shared
-        .sleepers
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner);
-    *sleepers += 1;
-    let epoch = loop {
-        let epoch = shared.epoch.load(Ordering::SeqCst);
-        if epoch != seen {
-            break epoch;
+}
+
+fn spin_while(waits: impl Fn() -> bool) {
+    let mut spins = 0;
+    while waits() {
+        spins += 1;
+        if spins < SPINS {
+            std::hint::spin_loop();
+        } else {
+            std::thread::yield_now();
         }
-        sleepers = shared
-            .wake
-            .wait(sleepers)
-            .unwrap_or_else(PoisonError::into_inner);
-    };
-    *sleepers -= 1;
-    epoch
+    }
 }
 
 /// A pointer that threads may share, for outputs whose parts no two threads both write.
@@ -280,6 +343,25 @@ mod tests {
                 assert!(hits.iter().all(|h| h.load(Ordering::Relaxed) == 1));
             }
         }
+    }
+
+    #[test]
+    fn regions_without_work_for_workers_end_without_them() {
+        // Many short regions, so that workers come before, during and after each.
+        let pool = Pool::new(4);
+        let sum = AtomicUsize::new(0);
+        for round in 0..20_000 {
+            let count = round % 5;
+            pool.for_each(count, &|idx| {
+                sum.fetch_add(idx + 1, Ordering::Relaxed);
+            });
+            let want = count * (count + 1) / 2;
+            assert_eq!(sum.swap(0, Ordering::Relaxed), want, "round {round}");
+        }
+        pool.run(&|_| {
+            sum.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(sum.load(Ordering::Relaxed), 4);
     }
 
     #[test]
