@@ -7,8 +7,7 @@ Makes models of random weights (12 layers of width 1024, 8 of E experts of 512 f
 9.1 GB with 256), and decodes with each under several bounds, given as parts of what the whole model takes. Where it
 may (root on Linux, control groups), the program runs in a group that holds no more than its bound and 256 MB for pages
 of the file, which are dropped from the memory before; otherwise the file may lie in the memory all the time, and the
-table says so. Random weights choose experts at random: that is the worst case, a cache of half of the experts serves half
-of the choices. Models that were trained are kinder to it.
+table says so.
 """
 import argparse
 import json
