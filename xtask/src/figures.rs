@@ -171,7 +171,7 @@ fn render(results: &[Value]) -> String {
                     ["training/adamw/memory", "training/muon/memory"].map(String::from),
                 ),
                 (
-                    "of the measured bf16 peak",
+                    "of the peak of bf16 measured with these instructions",
                     ["training/adamw/mfu", "training/muon/mfu"].map(String::from),
                 ),
             ],
