@@ -40,7 +40,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     };
     let root = crate::root()?;
     let path = root.join("bench/instructions.toml");
-    let program = build(root)?;
+    let program = build()?;
     let counts = count_all(&program)?;
     let of = compiler_and_processor()?;
     if writes {
@@ -70,7 +70,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     )
 }
 
-fn build(root: &Path) -> Result<PathBuf> {
+fn build() -> Result<PathBuf> {
     // Of the whole workspace, as tests are: the same features of dependencies, which are built already.
     crate::cargo(&[
         "build",
@@ -79,12 +79,7 @@ fn build(root: &Path) -> Result<PathBuf> {
         "--example",
         "instructions",
     ])?;
-    let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version", "1", "--no-deps"])
-        .current_dir(root)
-        .output()
-        .context("running cargo metadata")?;
-    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    let metadata = crate::metadata()?;
     let target = metadata["target_directory"].as_str();
     let target = target.context("cargo metadata names no target directory")?;
     Ok(Path::new(target).join("debug/examples/instructions"))

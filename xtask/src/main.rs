@@ -86,6 +86,16 @@ fn cargo(args: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// What cargo tells of the workspace.
+fn metadata() -> Result<serde_json::Value> {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--no-deps"])
+        .current_dir(root()?)
+        .output()
+        .context("running cargo metadata")?;
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
 #[expect(clippy::print_stderr, reason = "progress of a chore")]
 fn report(line: &str) {
     eprintln!("xtask: {line}");

@@ -49,7 +49,7 @@ pub(crate) fn run() -> Result<()> {
         };
         check_file(&file, &text, &mut problems);
     }
-    check_arrows(root, &mut problems)?;
+    check_arrows(&mut problems)?;
     crate::figures::check(root, &mut problems)?;
     if !problems.is_empty() {
         bail!("{} problems:\n  {}", problems.len(), problems.join("\n  "));
@@ -144,13 +144,8 @@ fn has_unsafe(line: &str) -> bool {
         .any(|w| line.contains(w))
 }
 
-fn check_arrows(root: &Path, problems: &mut Vec<String>) -> Result<()> {
-    let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version", "1", "--no-deps"])
-        .current_dir(root)
-        .output()
-        .context("running cargo metadata")?;
-    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+fn check_arrows(problems: &mut Vec<String>) -> Result<()> {
+    let metadata = crate::metadata()?;
     let mut arrows = BTreeSet::new();
     for package in metadata["packages"].as_array().into_iter().flatten() {
         for dependency in package["dependencies"].as_array().into_iter().flatten() {
