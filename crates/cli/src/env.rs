@@ -16,8 +16,8 @@ use tensor::Device;
 
 /// Starts the program again with huge pages for its memory, where the system gives them to those who ask.
 ///
-/// A token touches all weights once, and each page of 4 kB costs a walk through the page tables: with huge ones
-/// decoding is up to a quarter faster. The C library can ask for them, but is told so only when a program
+/// A token touches all weights once, and each page of 4 kB costs a walk through the page tables (what that takes
+/// is in docs/LOG.md). The C library can ask for them, but is told so only when a program
 /// starts. Nothing else changes, the process included; where it cannot be done, all runs as it is.
 pub(crate) fn use_huge_pages() {
     const TUNABLES: &str = "GLIBC_TUNABLES";

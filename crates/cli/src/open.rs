@@ -26,7 +26,7 @@ use tokenizer::{ChatFamily, ChatFormat, ChatTemplate, GgufVocab, Tokenizer};
 pub(crate) struct RunArgs {
     /// To how many bits activations are rounded before they are multiplied with blocks of integers (Q8_0,
     /// Q4_K and the like). With 16 the result is that of the stored weights. 8 is what llama.cpp does: a long
-    /// prompt is read about 1.6 times as fast, and answers may differ.
+    /// prompt is read faster, and answers may differ.
     #[arg(long, value_enum, value_name = "BITS", default_value_t)]
     activation_bits: ActivationBits,
     /// The most memory to hold, such as 8GB or 500MB; without it, what is available. Where not all experts fit,
