@@ -16,10 +16,10 @@ pub enum Isa {
 }
 
 impl Isa {
-    /// All of them, fastest first.
+    /// All of them, what asks most of a processor first.
     pub const ALL: [Isa; 5] = [
-        Isa::Avx512,
         Isa::Avx512Bf16,
+        Isa::Avx512,
         Isa::Avx2,
         Isa::Neon,
         Isa::Portable,
@@ -75,16 +75,33 @@ impl Isa {
 
     /// Those this processor can run, fastest first; never empty.
     pub fn available() -> Vec<Isa> {
-        Isa::ALL
+        let mut isas: Vec<Isa> = Isa::ALL
             .into_iter()
             .filter(|isa| isa.is_available())
-            .collect()
+            .collect();
+        if isas[0] == Isa::Avx512Bf16 && !bf16_products_are_fast() {
+            isas.swap(0, 1);
+        }
+        isas
     }
 
     /// The fastest that this processor can run.
     pub fn detect() -> Isa {
         Isa::available()[0]
     }
+}
+
+/// Whether the dot products of bf16 do more than multiply-adds of f32: on AMD's processors twice as much, on
+/// Intel's less (docs/LOG.md). By the maker and not by a clock, so that a machine always computes the same
+/// bits.
+fn bf16_products_are_fast() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let cpuid = std::arch::x86_64::__cpuid(0);
+        [cpuid.ebx, cpuid.edx, cpuid.ecx].map(u32::to_le_bytes).as_flattened() == b"AuthenticAMD"
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    false
 }
 
 /// Runs `$f::<S>($args)` for the `S: Simd` that belongs to the value `$isa`.
