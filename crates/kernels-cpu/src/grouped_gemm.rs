@@ -6,7 +6,7 @@
 //! Rows are sorted by group. They may be read through an index, so that the permuted input is never
 //! written out. Groups may be empty. The bits of a row are those of `gemm::matmul`.
 
-use crate::gemm::{Compute, Packed, Rows, groups_tn, row_grain, rows_times};
+use crate::gemm::{Compute, PIECE_ROWS, Packed, Rows, groups_tn, rows_times};
 use crate::pool::SharedMut;
 use crate::{Cpu, Store};
 
@@ -49,13 +49,12 @@ pub fn grouped_matmul(
     let used: Vec<usize> = (0..b.len()).filter(|&e| !group(e).is_empty()).collect();
     // Many rows are shared out by rows. Of few, the panels of all groups in use: each is then read once.
     if total >= 16 * threads * b.len() {
-        cpu.pool
-            .for_ranges(total, row_grain(total, threads), &|range| {
-                for &e in &used {
-                    let rows_here = range.start.max(group(e).start)..range.end.min(group(e).end);
-                    rows_times(isa, out, x, rows, rows_here, matrix(e), 0..panels, store);
-                }
-            });
+        cpu.pool.for_parts(total, PIECE_ROWS, &|range| {
+            for &e in &used {
+                let rows_here = range.start.max(group(e).start)..range.end.min(group(e).end);
+                rows_times(isa, out, x, rows, rows_here, matrix(e), 0..panels, store);
+            }
+        });
     } else {
         cpu.pool.for_ranges(used.len() * panels, 1, &|range| {
             for (nth, &e) in used.iter().enumerate() {

@@ -98,7 +98,10 @@ fn bf16_products_are_fast() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
         let cpuid = std::arch::x86_64::__cpuid(0);
-        [cpuid.ebx, cpuid.edx, cpuid.ecx].map(u32::to_le_bytes).as_flattened() == b"AuthenticAMD"
+        [cpuid.ebx, cpuid.edx, cpuid.ecx]
+            .map(u32::to_le_bytes)
+            .as_flattened()
+            == b"AuthenticAMD"
     }
     #[cfg(not(target_arch = "x86_64"))]
     false

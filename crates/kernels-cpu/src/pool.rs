@@ -1,7 +1,7 @@
 //! Worker threads, and a barrier that spins before it parks.
 //!
-//! `run(f)` calls `f(0)`, `f(1)`, ... once on each thread and returns when all are done. `for_each` and
-//! `for_ranges` cut the work into pieces; whoever is free takes the next one. They end when the pieces are done: a
+//! `run(f)` calls `f(0)`, `f(1)`, ... once on each thread and returns when all are done. `for_each`,
+//! `for_ranges` and `for_parts` cut the work into pieces; whoever is free takes the next one. They end when the pieces are done: a
 //! worker that was not there, because something else has its core, is not waited for, and finds the region
 //! closed. Who computes what is therefore chance; kernels see to it that the result is not.
 
@@ -184,6 +184,19 @@ impl Pool {
             if start < end {
                 f(start..end);
             }
+        });
+    }
+
+    /// Cuts `0..len` into ranges as equal as can be, none shorter than `least`, and calls `f` on each: some for each
+    /// thread where they are long enough, and one where they are not.
+    pub fn for_parts(&self, len: usize, least: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
+        let threads = self.threads();
+        let pieces = match len / least.max(1) / threads {
+            0 => threads.min(len),
+            each => each.min(PIECES) * threads,
+        };
+        self.for_each(pieces, &|idx| {
+            f(len * idx / pieces..len * (idx + 1) / pieces)
         });
     }
 }
@@ -382,6 +395,20 @@ mod tests {
             let seen: Vec<_> = (0..len).map(|_| AtomicUsize::new(0)).collect();
             pool.for_ranges(len, 4, &|range| {
                 assert_eq!(range.start % 4, 0);
+                for i in range {
+                    seen[i].fetch_add(1, Ordering::Relaxed);
+                }
+            });
+            assert!(seen.iter().all(|s| s.load(Ordering::Relaxed) == 1));
+        }
+    }
+
+    #[test]
+    fn parts_cover_everything_once_and_none_is_short_where_there_is_enough() {
+        for (len, threads) in [(0, 2), (1, 1), (1, 3), (5, 8), (100, 3), (1000, 2)] {
+            let seen: Vec<AtomicUsize> = (0..len).map(|_| AtomicUsize::new(0)).collect();
+            Pool::new(threads).for_parts(len, 30, &|range| {
+                assert!(range.len() >= 30.min(len / threads), "{range:?} of {len}");
                 for i in range {
                     seen[i].fetch_add(1, Ordering::Relaxed);
                 }

@@ -83,6 +83,19 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn round_bf16(v: Self::V) -> Self::V;
     /// The bits of `LANES` pairs of values that are bf16 already.
     unsafe fn zip_bf16(first: Self::V, second: Self::V) -> Self::V;
+    /// `LANES` pairs, a value of each vector rounded to bf16, as [`Simd::dot_pairs`] multiplies them: where its
+    /// instruction takes values below the normal range for zero, they may be zero here.
+    #[inline(always)]
+    unsafe fn pair_up(first: Self::V, second: Self::V) -> Self::V {
+        // SAFETY: forwarded to the caller.
+        unsafe { Self::zip_bf16(Self::round_bf16(first), Self::round_bf16(second)) }
+    }
+    /// Writes `LANES` values rounded to bf16, as [`Simd::pair_up`] rounds them.
+    #[inline(always)]
+    unsafe fn store_factors(p: *mut bf16, v: Self::V) {
+        // SAFETY: forwarded to the caller.
+        unsafe { Self::store_bf16(p, v) }
+    }
     /// Part `part` of `LANES` consecutive pairs, that is of `2 * LANES` bf16 values.
     unsafe fn load_pairs(p: *const bf16, part: usize) -> Self::P;
     /// Copies one part of a pair to every lane: both values as bf16, or one value as f32. Four bytes.

@@ -34,7 +34,8 @@ unsafe fn to_bf16_bits(v: __m512) -> __m512i {
 }
 
 macro_rules! avx512 {
-    ($name:ident, $parts:literal, $pairs:ty, $load_pairs:expr, $splat_pair:expr, $dot:expr) => {
+    ($name:ident, $parts:literal, $pairs:ty, $load_pairs:expr, $splat_pair:expr, $dot:expr,
+     { $($more:item)* }) => {
         impl Simd for $name {
             const ISA: crate::Isa = crate::Isa::$name;
             const LANES: usize = 16;
@@ -172,6 +173,7 @@ macro_rules! avx512 {
                     _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_castps_si512(second)))
                 }
             }
+            $($more)*
             #[inline(always)]
             unsafe fn load_pairs(p: *const bf16, part: usize) -> $pairs {
                 // SAFETY: as above.
@@ -321,5 +323,37 @@ unsafe fn dot(acc: __m512, a: __m512i, b: __m512i) -> __m512 {
     }
 }
 
-avx512!(Avx512, 2, __m512, widened, splat_value, multiply_add);
-avx512!(Avx512Bf16, 1, __m512i, whole, splat_bits, dot);
+/// The places of sixteen pairs in two vectors end to end: the first value of each lies in one, the second in the
+/// other.
+const PAIRS: [u16; 32] = {
+    let mut places = [0; 32];
+    let mut i = 0;
+    while i < 16 {
+        places[2 * i] = i as u16;
+        places[2 * i + 1] = 16 + i as u16;
+        i += 1;
+    }
+    places
+};
+
+avx512!(Avx512, 2, __m512, widened, splat_value, multiply_add, {});
+avx512!(Avx512Bf16, 1, __m512i, whole, splat_bits, dot, {
+    #[inline(always)]
+    unsafe fn pair_up(first: __m512, second: __m512) -> __m512 {
+        // SAFETY: AVX-512 BF16 is present by the contract of `Simd`; the casts keep all bits.
+        unsafe {
+            let both = _mm512_cvtne2ps_pbh(second, first);
+            let both = std::mem::transmute::<__m512bh, __m512i>(both);
+            let places = _mm512_loadu_si512(PAIRS.as_ptr().cast());
+            _mm512_castsi512_ps(_mm512_permutexvar_epi16(places, both))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_factors(p: *mut bf16, v: __m512) {
+        // SAFETY: as above.
+        unsafe {
+            let half = _mm512_cvtneps_pbh(v);
+            _mm256_storeu_si256(p.cast(), std::mem::transmute::<__m256bh, __m256i>(half))
+        }
+    }
+});

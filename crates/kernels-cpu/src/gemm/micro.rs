@@ -210,11 +210,11 @@ impl<S: Simd> Factor<S> for Bf16 {
         // 16 words more.
         unsafe {
             while i + S::LANES <= k {
-                S::store_bf16(out.add(i), S::load(x.add(i)));
+                S::store_factors(out.add(i), S::load(x.add(i)));
                 i += S::LANES;
             }
             if i < k {
-                S::store_bf16(out.add(i), S::load_partial(x.add(i), k - i));
+                S::store_factors(out.add(i), S::load_partial(x.add(i), k - i));
             }
         }
     }
@@ -223,9 +223,9 @@ impl<S: Simd> Factor<S> for Bf16 {
         // SAFETY: as above; `j + n <= width`.
         unsafe {
             for_lanes!(S, width, |j, n| {
-                let first = S::round_bf16(row::load::<S>(first.add(j), n));
-                let second = round_or_zero::<S>(second, j, n);
-                row::store::<S>(out.add(j).cast(), S::zip_bf16(first, second), n);
+                let first = row::load::<S>(first.add(j), n);
+                let second = load_or_zero::<S>(second, j, n);
+                row::store::<S>(out.add(j).cast(), S::pair_up(first, second), n);
             });
         }
     }
@@ -260,7 +260,7 @@ impl<S: Simd> Factor<S> for Bf16 {
             }
             for_lanes!(S, width, |j, n| {
                 let first = S::round_bf16(row::load::<S>(first.add(j), n));
-                let second = round_or_zero::<S>(second, j, n);
+                let second = S::round_bf16(load_or_zero::<S>(second, j, n));
                 row::store::<S>(out.add(j).cast(), first, n);
                 row::store::<S>(out.add(stride + j).cast(), second, n);
             });
@@ -268,15 +268,15 @@ impl<S: Simd> Factor<S> for Bf16 {
     }
 }
 
-/// The `n` values at `row[j]`, rounded; zero where there is no row.
+/// The `n` values at `row[j]`; zero where there is no row.
 #[inline(always)]
-unsafe fn round_or_zero<S: Simd>(row: *const f32, j: usize, n: usize) -> S::V {
+unsafe fn load_or_zero<S: Simd>(row: *const f32, j: usize, n: usize) -> S::V {
     // SAFETY: a row that is there has `j + n` values.
     unsafe {
         if row.is_null() {
             S::splat(0.0)
         } else {
-            S::round_bf16(row::load::<S>(row.add(j), n))
+            row::load::<S>(row.add(j), n)
         }
     }
 }

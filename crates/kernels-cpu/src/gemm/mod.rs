@@ -37,17 +37,16 @@ use pack::{Factors, Part, Words};
 use std::cell::Cell;
 use std::ops::Range;
 
-/// Words of a panel that one pass over a block of rows takes: half of a first-level cache of 48 KiB, so
+/// Words of a panel that one pass over a block of rows takes: two thirds of a first-level cache of 48 KiB, so
 /// that they stay there for all tiles of the block. y carries the chain from pass to pass.
-const PASS_WORDS: usize = 6 << 10;
+const PASS_WORDS: usize = 8 << 10;
 
-/// Steps of depth in a pass.
-const fn pass_steps<S: Simd>() -> usize {
-    PASS_WORDS / (2 * S::LANES)
-}
-
-/// Tiles of rows in a block: the block and a panel stay in a second-level cache of 512 KiB.
+/// Tiles of rows in a block.
 const BLOCK_TILES: usize = 12;
+
+/// Words of a block of rows that are packed at a time: they stay in a second-level cache of 1 MiB. A deeper block
+/// is taken in several passes over all panels, and its rows of y are read again for each.
+const LEFT_WORDS: usize = 128 << 10;
 
 /// Rows from which on it pays to make a panel wide first.
 const WIDE_ROWS: usize = 7;
@@ -86,7 +85,7 @@ pub fn matmul(cpu: &Cpu, y: &mut [f32], x: &[f32], b: &Packed, store: Store) {
     let out = SharedMut::new(y);
     // Few rows: each thread reads its own panels once, instead of all threads all panels.
     if m >= 16 * threads {
-        cpu.pool.for_ranges(m, row_grain(m, threads), &|rows| {
+        cpu.pool.for_parts(m, PIECE_ROWS, &|rows| {
             rows_times(isa, out, x, None, rows, b, 0..b.panels(), store);
         });
     } else {
@@ -96,10 +95,8 @@ pub fn matmul(cpu: &Cpu, y: &mut [f32], x: &[f32], b: &Packed, store: Store) {
     }
 }
 
-/// Rows that a thread takes at least: two of the largest tiles, unless there are fewer for each.
-pub(crate) fn row_grain(rows: usize, threads: usize) -> usize {
-    (rows / threads).clamp(1, 28)
-}
+/// Rows of a piece of work at least, where there are enough: each piece reads all panels.
+pub(crate) const PIECE_ROWS: usize = 96;
 
 /// Rows `rows` of y and columns of `panels`: the serial core of every product with a packed matrix.
 /// Row i reads row `gather[i]` of x where there is one. The caller sees to it that y has these rows and
@@ -217,29 +214,28 @@ unsafe fn rows_times_as<K: Kernel>(
     } else {
         kernel.rows()
     };
-    let pass_steps = PASS_WORDS / kernel.right_words().max(wide_words);
+    let (left_words, right_words) = (kernel.left_words(), kernel.right_words());
+    let pass_steps = PASS_WORDS / right_words.max(wide_words);
     let passes = k.div_ceil(pass_steps * step_depth);
     let pass = k.div_ceil(passes).next_multiple_of(step_depth);
+    let blocks = rows.len().div_ceil(BLOCK_TILES * tile_rows);
+    let block_rows = rows.len().div_ceil(blocks);
+    // Passes whose rows are packed together.
+    let pass_words = pass.div_ceil(step_depth) * left_words;
+    let together = (LEFT_WORDS / (block_rows * pass_words)).clamp(1, passes);
+    let stretch = pass * passes.div_ceil(passes.div_ceil(together));
     // An odd number of cache lines, so that the rows of a tile fall into different sets of the cache.
-    let stride = (pass_steps * kernel.left_words()).next_multiple_of(32) + 16;
+    let stride = (stretch.div_ceil(step_depth) * left_words).next_multiple_of(32) + 16;
     let mut scratch = Scratch::take();
-    let block_rows = rows.len().min(BLOCK_TILES * tile_rows);
     scratch.left.reserve(block_rows * stride);
     let left = scratch.left.as_mut_ptr();
     scratch.right.reserve(pass_steps * wide_words);
     let wide = scratch.right.as_mut_ptr();
-    let blocks = rows.len().div_ceil(BLOCK_TILES * tile_rows);
     for block in 0..blocks {
         let block = part(&rows, block, blocks);
         let tiles = block.len().div_ceil(tile_rows);
-        for depth in (0..k).step_by(pass) {
-            let values = (k - depth).min(pass);
-            let steps = values.div_ceil(step_depth);
-            let chain = if depth == 0 && store == Store::Overwrite {
-                Chain::Start
-            } else {
-                Chain::Continue
-            };
+        for start in (0..k).step_by(stretch) {
+            let stretch = start..k.min(start + stretch);
             for row in block.clone() {
                 let source = match gather {
                     Some(gather) => gather[row] as usize,
@@ -248,46 +244,53 @@ unsafe fn rows_times_as<K: Kernel>(
                 // SAFETY: the caller checked the row; the scratch has a stride for each of the block.
                 unsafe {
                     let out = left.add((row - block.start) * stride);
-                    kernel.left_of_row(out, x.as_ptr().add(source * k + depth), values);
+                    kernel.left_of_row(out, x.as_ptr().add(source * k + start), stretch.len());
                 }
             }
             for panel in panels.clone() {
                 let column = right.column(panel, nr);
-                let mut tile = Tile {
-                    rows: 0,
-                    cols: (right.end_column() - column).min(nr),
-                    steps,
-                    left: Left {
-                        ptr: left,
-                        row_stride: stride,
-                        part_stride: 1,
-                    },
-                    right: std::ptr::null(),
-                    out: y.ptr(),
-                    stride: n,
-                    chain,
-                    fine: false,
-                };
-                // SAFETY: the panel has these steps, and the scratch room for those of a pass.
-                unsafe {
-                    let words = depth / step_depth * kernel.right_words();
-                    tile.right = right.panel(panel).add(words);
-                    if is_wide {
-                        tile.steps = kernel.widen(wide, tile.right, steps);
-                        tile.right = wide;
-                    }
-                }
-                for idx in 0..tiles {
-                    let rows = part(&block, idx, tiles);
-                    // SAFETY: as above; the output by the contract of `rows_times`.
-                    unsafe {
-                        tile.rows = rows.len();
-                        tile.left.ptr = left.add((rows.start - block.start) * stride);
-                        tile.out = y.ptr().add(rows.start * n + column);
-                        if is_wide {
-                            kernel.wide_tile(tile);
+                for depth in stretch.clone().step_by(pass) {
+                    let steps = (stretch.end - depth).min(pass).div_ceil(step_depth);
+                    let mut tile = Tile {
+                        rows: 0,
+                        cols: (right.end_column() - column).min(nr),
+                        steps,
+                        left: Left {
+                            ptr: left,
+                            row_stride: stride,
+                            part_stride: 1,
+                        },
+                        right: std::ptr::null(),
+                        out: y.ptr(),
+                        stride: n,
+                        chain: if depth == 0 && store == Store::Overwrite {
+                            Chain::Start
                         } else {
-                            kernel.tile(tile);
+                            Chain::Continue
+                        },
+                        fine: false,
+                    };
+                    // SAFETY: the panel has these steps, and the scratch room for those of a pass.
+                    unsafe {
+                        tile.right = right.panel(panel).add(depth / step_depth * right_words);
+                        if is_wide {
+                            tile.steps = kernel.widen(wide, tile.right, steps);
+                            tile.right = wide;
+                        }
+                    }
+                    let words = (depth - start) / step_depth * left_words;
+                    for idx in 0..tiles {
+                        let rows = part(&block, idx, tiles);
+                        // SAFETY: as above; the output by the contract of `rows_times`.
+                        unsafe {
+                            tile.rows = rows.len();
+                            tile.left.ptr = left.add((rows.start - block.start) * stride + words);
+                            tile.out = y.ptr().add(rows.start * n + column);
+                            if is_wide {
+                                kernel.wide_tile(tile);
+                            } else {
+                                kernel.tile(tile);
+                            }
                         }
                     }
                 }

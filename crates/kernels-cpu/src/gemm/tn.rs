@@ -1,23 +1,27 @@
 //! The gradient of weights: c (p, q) += a (m, p)^T b (m, q), summed over rows in their order; and the
 //! same for groups of rows, each with its own c.
 //!
-//! Rows are taken in stretches of [`pass_steps`] steps (one row in f32, two in bf16) from the first row of the
+//! Rows are taken in stretches of [`stretch_steps`] steps (one row in f32, two in bf16) from the first row of the
 //! group; the sum of a stretch is one chain from zero, in the order of the rows, and is added to c once.
-//! Both sides are packed as they are read: a stretch of b in panels, then some tiles of a at a time.
+//! Both sides are packed as they are read: tiles of a, then some panels of b at a time.
 
 use super::micro::{self, Bf16, Chain, F32, Factor, Floats, Left, Tile};
 use super::pack::{Compute, lanes};
-use super::{Scratch, part, pass_steps};
+use super::{Scratch, part};
 use crate::pool::{PIECES, SharedMut};
 use crate::simd::Simd;
 use crate::{Cpu, Isa};
 use std::ops::Range;
 
-/// Words of b that are packed at a time; they stay in the second-level cache.
-const RIGHT_WORDS: usize = 96 << 10;
+/// Steps of a stretch: one of a panel of b takes half of a first-level cache of 48 KiB. The bits of a sum depend on
+/// it.
+const fn stretch_steps<S: Simd>() -> usize {
+    (6 << 10) / (2 * S::LANES)
+}
 
-/// Tiles of a that are packed at a time.
-const LEFT_TILES: usize = 8;
+/// Words of a that are packed at a time, and of b: together they stay in a second-level cache of 1 MiB.
+const LEFT_WORDS: usize = 96 << 10;
+const RIGHT_WORDS: usize = 48 << 10;
 
 /// c (p, q) += a (m, p)^T b (m, q); p and q follow from the lengths.
 pub fn matmul_tn(cpu: &Cpu, compute: Compute, c: &mut [f32], a: &[f32], b: &[f32], m: usize) {
@@ -77,16 +81,10 @@ pub(crate) fn groups_tn(
     if p == 0 || q == 0 {
         return;
     }
-    let threads = cpu.pool.threads();
-    let mut across = 1;
-    while threads % (2 * across) == 0 && groups * p * across / threads < q / across / 2 {
-        across *= 2;
-    }
     let total: usize = (0..groups).map(|e| rows(e).len() * p).sum();
     let panels = q.div_ceil(2 * lanes(isa));
+    let (pieces, across) = cut(groups * p, q, cpu.pool.threads());
     let out = SharedMut::new(c);
-    // Each piece packs b again.
-    let pieces = (groups * p / PIECE_COLUMNS).clamp(threads / across, PIECES * threads / across);
     cpu.pool.for_each(pieces * across, &|piece| {
         let panels = part(&(0..panels), piece % across, across);
         let work = part(&(0..total), piece / across, pieces);
@@ -112,8 +110,19 @@ pub(crate) fn groups_tn(
     });
 }
 
-/// Columns of a for which packing b again costs little.
-const PIECE_COLUMNS: usize = 192;
+/// Elements of c in a piece at least, where there are enough for each thread.
+const PIECE: usize = 192 << 10;
+
+/// How many pieces the columns of a are cut into, and those of b: each piece packs its columns of both, and of all
+/// ways to cut the one that packs least is taken.
+fn cut(p: usize, q: usize, threads: usize) -> (usize, usize) {
+    let each = (p * q / (PIECE * threads)).clamp(1, PIECES);
+    let count = each * threads;
+    let divisors = (1..=count).filter(|across| count.is_multiple_of(*across));
+    let packed = |across: &usize| count / across * q + across * p;
+    let across = divisors.min_by_key(packed).unwrap_or(1);
+    (count / across, across)
+}
 
 /// Borders between pieces lie at multiples of this many columns of a.
 const BORDER: usize = 12;
@@ -171,30 +180,27 @@ unsafe fn group_tn_as<S: Simd, F: Factor<S>>(
     cols: Range<usize>,
     panels: Range<usize>,
 ) {
-    let (q, nr, pass) = (b.width, 2 * S::LANES, pass_steps::<S>());
-    let blocks = panels.len().div_ceil(RIGHT_WORDS / (pass * nr));
+    let (q, nr, most) = (b.width, 2 * S::LANES, stretch_steps::<S>());
+    let left_tiles = LEFT_WORDS / (most * F::PARTS * S::TILE_ROWS);
+    let right_panels = RIGHT_WORDS / (most * nr);
+    let tiles = cols.len().div_ceil(S::TILE_ROWS).min(left_tiles);
     let mut scratch = Scratch::take();
-    scratch
-        .right
-        .reserve(panels.len().div_ceil(blocks) * pass * nr);
-    scratch
-        .left
-        .reserve(LEFT_TILES * pass * F::PARTS * S::TILE_ROWS);
+    (scratch.left).reserve(tiles * most * F::PARTS * S::TILE_ROWS);
+    (scratch.right).reserve(panels.len().min(right_panels) * most * nr);
     let (left, right) = (scratch.left.as_mut_ptr(), scratch.right.as_mut_ptr());
-    for start in rows.clone().step_by(pass * F::STEP) {
-        let stretch = start..rows.end.min(start + pass * F::STEP);
+    for start in rows.clone().step_by(most * F::STEP) {
+        let stretch = start..rows.end.min(start + most * F::STEP);
         let steps = stretch.len().div_ceil(F::STEP);
-        for block in 0..blocks {
-            let block = part(&panels, block, blocks);
-            let columns = block.start * nr..q.min(block.end * nr);
-            // SAFETY: the scratch has room for the tiles of a block, `steps` steps each.
-            unsafe { pack_right::<S, F>(right, b, &stretch, columns) };
-            let mut col = cols.start;
-            while col < cols.end {
-                let some = col..cols.end.min(col + LEFT_TILES * S::TILE_ROWS);
-                // SAFETY: as above; rows `cols` and columns `panels` of c belong to this thread.
+        for col in cols.clone().step_by(left_tiles * S::TILE_ROWS) {
+            let some = col..cols.end.min(col + left_tiles * S::TILE_ROWS);
+            // SAFETY: the scratch has room for the tiles, `steps` steps each.
+            unsafe { pack_left::<S, F>(left, a, &stretch, some.clone()) };
+            for block in panels.clone().step_by(right_panels) {
+                let block = block..panels.end.min(block + right_panels);
+                let columns = block.start * nr..q.min(block.end * nr);
+                // SAFETY: as above, for the panels; rows `cols` and columns `panels` of c belong to this thread.
                 unsafe {
-                    pack_left::<S, F>(left, a, &stretch, some.clone());
+                    pack_right::<S, F>(right, b, &stretch, columns);
                     for panel in block.clone() {
                         let right = right.add((panel - block.start) * steps * nr);
                         let n = nr.min(q - panel * nr);
@@ -218,7 +224,6 @@ unsafe fn group_tn_as<S: Simd, F: Factor<S>>(
                         }
                     }
                 }
-                col = some.end;
             }
         }
     }
