@@ -26,8 +26,10 @@ struct Group {
 }
 
 /// Bytes ahead of the group that is multiplied, of those that are fetched where rows are few and a panel comes
-/// from memory.
-const AHEAD: usize = 4096;
+/// from memory: 4 KiB in types of four bits, 2 KiB in those of eight.
+const fn ahead<T: Format>() -> usize {
+    (16 << 10) / T::VECTORS
+}
 
 const GROUP_WORDS: usize = size_of::<Group>() / 4;
 
@@ -178,7 +180,7 @@ impl<S: Simd, T: Format> TileKernel<S> for Panels<T> {
                     // Whole groups: the processor itself looks ahead within a page alone, and too little.
                     if R <= FEW_ROWS {
                         for line in (0..group_bytes::<T>(S::LANES)).step_by(64) {
-                            S::prefetch(right.wrapping_add(AHEAD + line).cast());
+                            S::prefetch(right.wrapping_add(ahead::<T>() + line).cast());
                         }
                     }
                     group::<S, T, R>(&mut sums, left, a.row_stride, right, heads, fine);
