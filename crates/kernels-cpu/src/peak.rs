@@ -320,8 +320,16 @@ impl Memory {
         });
     }
 
+    /// The same for reading alone, with half of the memory.
+    pub fn for_reading(self) -> Memory {
+        Memory {
+            target: Vec::new(),
+            ..self
+        }
+    }
+
     /// Bytes read per second.
-    fn read_bytes(&self, cpu: &Cpu) -> f64 {
+    pub fn read_bytes(&self, cpu: &Cpu) -> f64 {
         let seconds = best_seconds(|| self.sweep(cpu));
         (4 * self.source.len()) as f64 / seconds
     }

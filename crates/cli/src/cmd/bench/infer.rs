@@ -31,8 +31,9 @@ pub(crate) struct PrefillArgs {
 /// Times writing an answer.
 ///
 /// One request at a time, after a short prompt. The fraction of bandwidth counts the bytes of weights and of
-/// keys and values that a token must touch, by the measured rate of reading; where the prediction layer guesses
-/// well it may be above one, since several tokens are had for one reading.
+/// keys and values that a token must touch, by the rate of reading that is measured before each run, since what
+/// neighbours leave of the memory changes; where the prediction layer guesses well it may be above one, since
+/// several tokens are had for one reading.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   dokja bench decode model.gguf
@@ -115,42 +116,44 @@ pub(crate) fn decode(args: &DecodeArgs) -> Result<()> {
         }
         false => None,
     };
-    let (mut rates, mut ratios) = (Vec::new(), Vec::new());
-    let rate = bench
-        .median(&|bench: &mut Bench| rate_of(bench))
-        .and_then(|rate| {
-            // In turns: what happens on the machine happens to both.
-            for _ in 0..if without.is_some() { bench.runs } else { 0 } {
-                let with = rate_of(&mut bench)?;
-                let other = without.as_mut().context("opened above")?;
-                std::mem::swap(&mut bench.engine, other);
-                let plain = rate_of(&mut bench);
-                std::mem::swap(&mut bench.engine, other);
-                let plain = plain?;
-                rates.push(plain);
-                ratios.push(with / plain);
-            }
-            Ok(rate)
-        })?;
-    let stats = bench.engine.stats();
     let touched = model.bytes_per_token(prompt + generate / 2);
-    let fraction = rate * touched as f64 / bench.peaks.read_bytes;
+    bench.warm_up(&rate_of)?;
+    let (mut rates, mut reads, mut fractions) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut plains, mut ratios) = (Vec::new(), Vec::new());
+    for _ in 0..bench.runs {
+        let read = bench.read_bytes();
+        let rate = rate_of(&mut bench)?;
+        reads.push(read);
+        rates.push(rate);
+        fractions.push(rate * touched as f64 / read);
+        // In turns: what happens on the machine happens to both.
+        if let Some(other) = &mut without {
+            std::mem::swap(&mut bench.engine, other);
+            let plain = rate_of(&mut bench);
+            std::mem::swap(&mut bench.engine, other);
+            let plain = plain?;
+            plains.push(plain);
+            ratios.push(rate / plain);
+        }
+    }
+    let (rate, read, fraction) = (median(rates), median(reads), median(fractions));
+    let stats = bench.engine.stats();
     let mut told = bench.told(rate);
     told["bytes_per_token"] = json!(touched);
     told["fraction_of_bandwidth"] = json!(fraction);
-    told["read_bytes_per_sec"] = json!(bench.peaks.read_bytes);
+    told["read_bytes_per_sec"] = json!(read);
     told["draft_accepted"] = json!(stats.draft_accepted);
     told["draft_proposed"] = json!(stats.draft_proposed);
     let mut text = format!(
         "{rate:.1} tokens/s: {} a token, {:.0} % of the {:.1} GB/s that are read here; {} of {} guesses right",
         crate::progress::bytes(touched),
         100.0 * fraction,
-        bench.peaks.read_bytes / 1e9,
+        read / 1e9,
         stats.draft_accepted,
         stats.draft_proposed,
     );
-    if !rates.is_empty() {
-        let (plain, speedup) = (median(rates), median(ratios));
+    if !plains.is_empty() {
+        let (plain, speedup) = (median(plains), median(ratios));
         told["tokens_per_sec_without_mtp"] = json!(plain);
         told["speedup"] = json!(speedup);
         text += &format!("; {plain:.1} without, {speedup:.2} times in turns");
@@ -176,10 +179,12 @@ struct Bench {
     engine: Engine,
     layout: model::Layout,
     peaks: Peaks,
+    /// What is read to measure the memory.
+    memory: Memory,
     rng: Rng,
     runs: u32,
-    isa: &'static str,
-    threads: usize,
+    /// Threads for that; the engine has its own.
+    device: Device,
 }
 
 impl Bench {
@@ -188,9 +193,8 @@ impl Bench {
         let device = env::device()?;
         let Device::Cpu(cpu) = &device;
         tell("measuring the limits of this machine");
-        let peaks = Peaks::measure(cpu, &mut Memory::new(args.run.measuring_bytes()));
-        let (isa, threads) = (device.name(), device.threads());
-        drop(device);
+        let mut memory = Memory::new(args.run.measuring_bytes());
+        let peaks = Peaks::measure(cpu, &mut memory);
         let model = open::model(&args.model, &args.run)?;
         tell(&format!("loading {}", model.path.display()));
         let engine = one_sequence(&model)?;
@@ -198,10 +202,10 @@ impl Bench {
             engine,
             layout: model::Layout::for_serving(&model.config),
             peaks,
+            memory: memory.for_reading(),
             rng: Rng::new(0, "bench"),
             runs: args.runs,
-            isa,
-            threads,
+            device,
         };
         Ok((bench, model))
     }
@@ -244,9 +248,20 @@ impl Bench {
         Ok(((first - began).as_secs_f64(), first.elapsed().as_secs_f64()))
     }
 
-    fn median(&mut self, run: &dyn Fn(&mut Bench) -> Result<f64>) -> Result<f64> {
+    /// A run that is not counted.
+    fn warm_up(&mut self, run: &dyn Fn(&mut Bench) -> Result<f64>) -> Result<()> {
         tell("timing");
-        run(self)?;
+        run(self).map(drop)
+    }
+
+    /// Bytes that are read per second, at present.
+    fn read_bytes(&self) -> f64 {
+        let Device::Cpu(cpu) = &self.device;
+        self.memory.read_bytes(cpu)
+    }
+
+    fn median(&mut self, run: &dyn Fn(&mut Bench) -> Result<f64>) -> Result<f64> {
+        self.warm_up(run)?;
         let mut all = Vec::new();
         for _ in 0..self.runs {
             all.push(run(self)?);
@@ -258,8 +273,8 @@ impl Bench {
         let mut told = json!({
             "tokens_per_sec": tokens_per_sec,
             "runs": self.runs,
-            "isa": self.isa,
-            "threads": self.threads,
+            "isa": self.device.name(),
+            "threads": self.device.threads(),
             "peak_rss_bytes": memory::peak_bytes(),
         });
         if let Some(cache) = self.engine.expert_cache() {
