@@ -131,6 +131,11 @@ macro_rules! avx512 {
                 unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT }>(a) }
             }
             #[inline(always)]
+            unsafe fn scale_down(x: __m512, n: __m512) -> __m512 {
+                // SAFETY: as above.
+                unsafe { _mm512_scalef_ps(x, n) }
+            }
+            #[inline(always)]
             unsafe fn pow2(n: __m512) -> __m512 {
                 // SAFETY: as above.
                 unsafe {

@@ -1,7 +1,11 @@
-//! A tile of query rows against one block of keys: scores, running softmax, weighted values.
+//! Tiles of query rows against one block of keys after the other: scores, running softmax, weighted values.
 
-use super::{KV_BLOCK, TILE};
-use crate::simd::{Simd, exp};
+use super::{KV_BLOCK, TILE, visible_blocks};
+use crate::simd::{Simd, exp_of_negative};
+use std::ops::Range;
+
+/// Lanes of the longest vector.
+const LANES: usize = 16;
 
 /// Sizes of the blocks for one head width and vector length.
 #[derive(Clone, Copy)]
@@ -34,7 +38,7 @@ impl Sizes {
     /// Working memory of a query tile.
     #[inline(always)]
     pub(super) fn tile(&self) -> usize {
-        TILE * (self.d + KV_BLOCK + self.padded + 2)
+        TILE * (self.d + KV_BLOCK + self.padded + 1 + LANES)
     }
 
     #[inline(always)]
@@ -50,47 +54,89 @@ impl Sizes {
     }
 }
 
+/// The queries of one sequence that share a key-value head. Query `i` is that of the head `i % heads` among those
+/// that share it, at the position `first_pos + i / heads`.
+#[derive(Clone, Copy)]
+pub(super) struct Queries {
+    pub(super) heads: usize,
+    pub(super) first_pos: usize,
+    pub(super) window: Option<usize>,
+}
+
+impl Queries {
+    #[inline(always)]
+    fn position(&self, query: usize) -> usize {
+        self.first_pos + query / self.heads
+    }
+}
+
+/// Queries of an item: each block of keys and values is read once for all of them.
+pub(super) const TOGETHER: usize = 16 * TILE;
+
+/// Working memory of [`attend`].
+pub(super) fn memory_len(sizes: Sizes, queries: usize) -> usize {
+    queries.div_ceil(TILE) * sizes.tile()
+}
+
+/// The queries `range`, at most [`TOGETHER`], against all keys that they see. `query(i)` is query i (K), `block(b)`
+/// the keys (K, 64) and values (64, padded) of block b; `done(i, tile, r)` takes the result, which is row r of the
+/// tile.
+///
+/// # Safety
+/// As for [`Simd`].
+#[inline(always)]
+pub(super) unsafe fn attend<'a, S: Simd>(
+    memory: &mut [f32],
+    sizes: Sizes,
+    queries: Queries,
+    range: Range<usize>,
+    query: impl Fn(usize) -> &'a [f32],
+    block: impl Fn(usize) -> (&'a [f32], &'a [f32]),
+    mut done: impl FnMut(usize, &QueryTile, usize),
+) {
+    let tiles = || range.clone().step_by(TILE);
+    let of_tile = |first: usize| first..range.end.min(first + TILE);
+    let seen = |some: &Range<usize>| {
+        let (first, last) = (queries.position(some.start), queries.position(some.end - 1));
+        visible_blocks(first, last, queries.window)
+    };
+    for (first, memory) in tiles().zip(memory.chunks_exact_mut(sizes.tile())) {
+        let mut tile = QueryTile::new(memory, sizes);
+        for (r, i) in of_tile(first).enumerate() {
+            tile.q[r * sizes.d..(r + 1) * sizes.d].copy_from_slice(query(i));
+        }
+        tile.start();
+    }
+    for b in seen(&range) {
+        let (keys, values) = block(b);
+        for (first, memory) in tiles().zip(memory.chunks_exact_mut(sizes.tile())) {
+            let some = of_tile(first);
+            if seen(&some).contains(&b) {
+                let mut tile = QueryTile::new(memory, sizes);
+                // SAFETY: forwarded to the caller.
+                unsafe { tile.attend::<S>(keys, values, b * KV_BLOCK, queries, some) };
+            }
+        }
+    }
+    for (first, memory) in tiles().zip(memory.chunks_exact_mut(sizes.tile())) {
+        let mut tile = QueryTile::new(memory, sizes);
+        for (r, i) in of_tile(first).enumerate() {
+            let sum = &mut tile.sum[r * LANES];
+            // SAFETY: a row has LANES sums.
+            *sum = unsafe { S::reduce_add(S::load(sum)) };
+            done(i, &tile, r);
+        }
+    }
+}
+
 /// Queries, scores, weighted sums and running softmax of up to TILE rows.
 pub(super) struct QueryTile<'a> {
-    pub(super) sizes: Sizes,
-    pub(super) rows: usize,
+    sizes: Sizes,
     q: &'a mut [f32],      // (rows, K)
     scores: &'a mut [f32], // (rows, 64)
     o: &'a mut [f32],      // (rows, padded)
     max: &'a mut [f32],    // (rows)
-    sum: &'a mut [f32],    // (rows)
-}
-
-impl<'a> QueryTile<'a> {
-    #[inline(always)]
-    pub(super) fn new(memory: &'a mut [f32], sizes: Sizes, rows: usize) -> QueryTile<'a> {
-        let (q, rest) = memory.split_at_mut(TILE * sizes.d);
-        let (scores, rest) = rest.split_at_mut(TILE * KV_BLOCK);
-        let (o, rest) = rest.split_at_mut(TILE * sizes.padded);
-        let (max, sum) = rest.split_at_mut(TILE);
-        QueryTile {
-            sizes,
-            rows,
-            q,
-            scores,
-            o,
-            max,
-            sum,
-        }
-    }
-
-    #[inline(always)]
-    pub(super) fn query(&mut self, r: usize) -> &mut [f32] {
-        &mut self.q[r * self.sizes.d..(r + 1) * self.sizes.d]
-    }
-}
-
-/// No key seen.
-#[inline(always)]
-pub(super) fn start(tile: &mut QueryTile) {
-    tile.o.fill(0.0);
-    tile.max.fill(f32::NEG_INFINITY);
-    tile.sum.fill(0.0);
+    sum: &'a mut [f32],    // (rows, LANES): lane by lane until it is finished
 }
 
 /// Slots of a block at `first_key` that the query at `position` sees.
@@ -106,102 +152,134 @@ pub(super) fn visible(
     from..to.max(from)
 }
 
-/// Takes one block of keys (K, 64) and values (64, padded) into the tile.
-///
-/// # Safety
-/// The slices hold a whole block; the instruction set is there.
-#[inline(always)]
-pub(super) unsafe fn attend<S: Simd>(
-    tile: &mut QueryTile,
-    keys: &[f32],
-    values: &[f32],
-    first_key: usize,
-    first_row: usize,
-    window: Option<usize>,
-) {
-    let Sizes { d, padded } = tile.sizes;
-    let scale = 1.0 / (d as f32).sqrt();
-    assert!(keys.len() >= d * KV_BLOCK && values.len() >= KV_BLOCK * padded);
-    // SAFETY: sizes as asserted; the tile's own parts have theirs by construction.
-    unsafe {
-        product::<S>(
-            tile.scores.as_mut_ptr(),
-            KV_BLOCK,
-            (tile.q.as_ptr(), d, 1),
-            (keys.as_ptr(), KV_BLOCK),
-            (tile.rows, KV_BLOCK, d),
-            false,
-        );
-        for r in 0..tile.rows {
-            let seen = visible(first_row + r, first_key, window);
-            if seen.is_empty() {
-                // The row stays as it is: nothing is added, and nothing is scaled.
-                tile.scores[r * KV_BLOCK..(r + 1) * KV_BLOCK].fill(0.0);
-                continue;
-            }
-            let row = &mut tile.scores[r * KV_BLOCK..(r + 1) * KV_BLOCK];
-            row[..seen.start].fill(f32::NEG_INFINITY);
-            row[seen.end..].fill(f32::NEG_INFINITY);
-            let mut max = S::splat(f32::NEG_INFINITY);
-            let mut j = 0;
-            while j < KV_BLOCK {
-                let s = S::mul(S::load(row.as_ptr().add(j)), S::splat(scale));
-                S::store(row.as_mut_ptr().add(j), s);
-                max = S::max(max, s);
-                j += S::LANES;
-            }
-            let max = S::reduce_max(max).max(tile.max[r]);
-            let mut sum = S::splat(0.0);
-            let mut j = 0;
-            while j < KV_BLOCK {
-                let s = S::load(row.as_ptr().add(j));
-                let p = exp::<S>(S::sub(s, S::splat(max)));
-                S::store(row.as_mut_ptr().add(j), p);
-                j += S::LANES;
-            }
-            row[..seen.start].fill(0.0);
-            row[seen.end..].fill(0.0);
-            let mut j = 0;
-            while j < KV_BLOCK {
-                sum = S::add(sum, S::load(row.as_ptr().add(j)));
-                j += S::LANES;
-            }
-            let keep = if tile.max[r] == f32::NEG_INFINITY {
-                0.0
-            } else {
-                let mut lane = [0.0f32; 16];
-                S::store(lane.as_mut_ptr(), exp::<S>(S::splat(tile.max[r] - max)));
-                lane[0]
-            };
-            tile.sum[r] = tile.sum[r] * keep + S::reduce_add(sum);
-            tile.max[r] = max;
-            let mut c = 0;
-            while c < padded {
-                let o = tile.o.as_mut_ptr().add(r * padded + c);
-                S::store(o, S::mul(S::load(o), S::splat(keep)));
-                c += S::LANES;
-            }
+impl<'a> QueryTile<'a> {
+    #[inline(always)]
+    fn new(memory: &'a mut [f32], sizes: Sizes) -> QueryTile<'a> {
+        let (q, rest) = memory.split_at_mut(TILE * sizes.d);
+        let (scores, rest) = rest.split_at_mut(TILE * KV_BLOCK);
+        let (o, rest) = rest.split_at_mut(TILE * sizes.padded);
+        let (max, sum) = rest.split_at_mut(TILE);
+        QueryTile {
+            sizes,
+            q,
+            scores,
+            o,
+            max,
+            sum,
         }
-        product::<S>(
-            tile.o.as_mut_ptr(),
-            padded,
-            (tile.scores.as_ptr(), KV_BLOCK, 1),
-            (values.as_ptr(), padded),
-            (tile.rows, padded, KV_BLOCK),
-            true,
-        );
     }
-}
 
-/// Writes row r of the result (K); returns the logarithm of the sum of exponentials.
-#[inline(always)]
-pub(super) fn finish(tile: &QueryTile, r: usize, out: &mut [f32]) -> f32 {
-    let Sizes { d, padded } = tile.sizes;
-    let inverse = 1.0 / tile.sum[r];
-    for (out, &o) in out.iter_mut().zip(&tile.o[r * padded..][..d]) {
-        *out = o * inverse;
+    /// No key seen.
+    #[inline(always)]
+    fn start(&mut self) {
+        self.o.fill(0.0);
+        self.max.fill(f32::NEG_INFINITY);
+        self.sum.fill(0.0);
     }
-    tile.max[r] + tile.sum[r].ln()
+
+    /// Takes one block of keys (K, 64) and values (64, padded) in, for queries `range`.
+    ///
+    /// # Safety
+    /// As for [`Simd`].
+    #[inline(always)]
+    unsafe fn attend<S: Simd>(
+        &mut self,
+        keys: &[f32],
+        values: &[f32],
+        first_key: usize,
+        queries: Queries,
+        range: Range<usize>,
+    ) {
+        let Sizes { d, padded } = self.sizes;
+        let rows = range.len();
+        assert!(rows <= TILE && keys.len() >= d * KV_BLOCK && values.len() >= KV_BLOCK * padded);
+        // SAFETY: sizes as asserted; the tile's own parts have theirs by construction.
+        unsafe {
+            product::<S>(
+                self.scores.as_mut_ptr(),
+                KV_BLOCK,
+                (self.q.as_ptr(), d, 1),
+                (keys.as_ptr(), KV_BLOCK),
+                (rows, KV_BLOCK, d),
+                false,
+            );
+            for (r, i) in range.enumerate() {
+                let seen = visible(queries.position(i), first_key, queries.window);
+                self.weigh::<S>(r, seen);
+            }
+            product::<S>(
+                self.o.as_mut_ptr(),
+                padded,
+                (self.scores.as_ptr(), KV_BLOCK, 1),
+                (values.as_ptr(), padded),
+                (rows, padded, KV_BLOCK),
+                true,
+            );
+        }
+    }
+
+    /// The scores of row r become weights by its running maximum, which what was summed before follows.
+    ///
+    /// # Safety
+    /// As for [`Simd`].
+    #[inline(always)]
+    unsafe fn weigh<S: Simd>(&mut self, r: usize, seen: Range<usize>) {
+        let Sizes { d, padded } = self.sizes;
+        let scale = 1.0 / (d as f32).sqrt();
+        let row = &mut self.scores[r * KV_BLOCK..(r + 1) * KV_BLOCK];
+        if seen.is_empty() {
+            // The row stays as it is: nothing is added, and nothing is scaled.
+            return row.fill(0.0);
+        }
+        row[..seen.start].fill(f32::NEG_INFINITY);
+        row[seen.end..].fill(f32::NEG_INFINITY);
+        let row = row.as_mut_ptr();
+        // SAFETY: a row has KV_BLOCK scores, which are whole vectors; a row of o has `padded` values.
+        unsafe {
+            let mut max = S::splat(f32::NEG_INFINITY);
+            for j in (0..KV_BLOCK).step_by(S::LANES) {
+                max = S::max(max, S::load(row.add(j)));
+            }
+            let (old, max) = (self.max[r], (S::reduce_max(max) * scale).max(self.max[r]));
+            let sum = self.sum.as_mut_ptr().add(r * LANES);
+            if old != max {
+                let mut keep = S::splat(0.0);
+                if old > f32::NEG_INFINITY {
+                    keep = exp_of_negative::<S>(S::splat(old - max));
+                }
+                let o = self.o.as_mut_ptr().add(r * padded);
+                for c in (0..padded).step_by(S::LANES) {
+                    S::store(o.add(c), S::mul(S::load(o.add(c)), keep));
+                }
+                S::store(sum, S::mul(S::load(sum), keep));
+                self.max[r] = max;
+            }
+            for j in (0..KV_BLOCK).step_by(S::LANES) {
+                let x = S::fma(S::load(row.add(j)), S::splat(scale), S::splat(-max));
+                S::store(row.add(j), exp_of_negative::<S>(x));
+            }
+            // What is not seen has the smallest weight there is, not zero.
+            for j in (0..seen.start).chain(seen.end..KV_BLOCK) {
+                *row.add(j) = 0.0;
+            }
+            let mut all = S::load(sum);
+            for j in (0..KV_BLOCK).step_by(S::LANES) {
+                all = S::add(all, S::load(row.add(j)));
+            }
+            S::store(sum, all);
+        }
+    }
+
+    /// Writes row r of the result (K); returns the logarithm of the sum of exponentials.
+    #[inline(always)]
+    pub(super) fn finish(&self, r: usize, out: &mut [f32]) -> f32 {
+        let Sizes { d, padded } = self.sizes;
+        let inverse = 1.0 / self.sum[r * LANES];
+        for (out, &o) in out.iter_mut().zip(&self.o[r * padded..][..d]) {
+            *out = o * inverse;
+        }
+        self.max[r] + self.sum[r * LANES].ln()
+    }
 }
 
 /// c (m, n) = or += a (m, k) b (k, n), n whole vectors; a is (pointer, row stride, column stride), b and c

@@ -1,7 +1,7 @@
 //! Attention of new rows against a blocked key-value cache: prefill in chunks, and decode.
 
-use super::block::{QueryTile, Sizes, attend, finish, start};
-use super::{HeadShape, KV_BLOCK, Memory, TILE, visible_blocks};
+use super::block::{Queries, Sizes, TOGETHER, attend, memory_len};
+use super::{HeadShape, KV_BLOCK, Memory};
 use crate::pool::SharedMut;
 use crate::simd::Simd;
 use crate::{Cpu, Isa};
@@ -89,20 +89,25 @@ pub fn forward_cached(
     assert_eq!(o.len(), q.len(), "attention: o is not (T, H, K)");
     let isa = cpu.isa();
     let out = SharedMut::new(o);
-    let g = cache.shape.num_kv_heads;
-    // Work items: a sequence, a key-value head, a tile of rows.
-    let items: Vec<(usize, usize, usize)> = seqs
+    let HeadShape {
+        num_heads: h,
+        num_kv_heads: g,
+        ..
+    } = cache.shape;
+    // Work items: a sequence, a key-value head, some of the queries that share it.
+    let items: Vec<(&CachedSequence, usize, Range<usize>)> = seqs
         .iter()
-        .enumerate()
-        .flat_map(|(s, seq)| {
-            let tiles = seq.rows.len().div_ceil(TILE);
-            (0..tiles).flat_map(move |t| (0..g).map(move |head| (s, head, t)))
+        .flat_map(|seq| {
+            let queries = seq.rows.len() * (h / g);
+            (0..queries).step_by(TOGETHER).flat_map(move |start| {
+                let some = start..queries.min(start + TOGETHER);
+                (0..g).map(move |head| (seq, head, some.clone()))
+            })
         })
         .collect();
     cpu.pool.for_each(items.len(), &|item| {
-        let (s, kv_head, tile) = items[item];
-        let seq = &seqs[s];
-        dispatch!(isa, cached_item(out: SharedMut<f32>, q: &[f32], cache: &KvLayer, seq: &CachedSequence, window: Option<usize>, kv_head: usize, tile: usize));
+        let (seq, kv_head, some) = items[item].clone();
+        dispatch!(isa, cached_item(out: SharedMut<f32>, q: &[f32], cache: &KvLayer, seq: &CachedSequence, window: Option<usize>, kv_head: usize, some: Range<usize>));
     });
 }
 
@@ -114,7 +119,7 @@ unsafe fn cached_item<S: Simd>(
     seq: &CachedSequence,
     window: Option<usize>,
     kv_head: usize,
-    tile_idx: usize,
+    some: Range<usize>,
 ) {
     let HeadShape {
         num_heads: h,
@@ -122,30 +127,34 @@ unsafe fn cached_item<S: Simd>(
         head_dim: d,
     } = cache.shape;
     let sizes = cache.sizes();
-    let first = seq.rows.start + tile_idx * TILE;
-    let rows = TILE.min(seq.rows.end - first);
-    let position = seq.first_pos + tile_idx * TILE;
-    let mut memory = Memory::take(sizes.tile());
-    let memory = memory.zeroed(sizes.tile());
-    for head in kv_head * (h / g)..(kv_head + 1) * (h / g) {
-        // SAFETY: these rows of this head belong to this item alone.
-        unsafe {
-            let mut tile = QueryTile::new(memory, sizes, rows);
-            for r in 0..rows {
-                let at = ((first + r) * h + head) * d;
-                tile.query(r).copy_from_slice(&q[at..at + d]);
-            }
-            start(&mut tile);
-            for block in visible_blocks(position, position + rows - 1, window) {
-                let at = seq.block_table[block] as usize * g + kv_head;
-                let keys = &cache.keys[at * sizes.key_block()..];
-                let values = &cache.values[at * sizes.value_block()..];
-                attend::<S>(&mut tile, keys, values, block * KV_BLOCK, position, window);
-            }
-            for r in 0..rows {
-                let row = (first + r) * h + head;
-                finish(&tile, r, out.slice(row * d..(row + 1) * d));
-            }
-        }
+    let heads = h / g;
+    let len = memory_len(sizes, some.len());
+    let mut memory = Memory::take(len);
+    let memory = memory.zeroed(len);
+    let queries = Queries {
+        heads,
+        first_pos: seq.first_pos,
+        window,
+    };
+    let row = |i: usize| (seq.rows.start + i / heads) * h + kv_head * heads + i % heads;
+    let block = |b: usize| {
+        let at = seq.block_table[b] as usize * g + kv_head;
+        let (key, value) = (at * sizes.key_block(), at * sizes.value_block());
+        (&cache.keys[key..], &cache.values[value..])
+    };
+    // SAFETY: these rows of these heads belong to this item alone.
+    unsafe {
+        attend::<S>(
+            memory,
+            sizes,
+            queries,
+            some,
+            |i| &q[row(i) * d..][..d],
+            block,
+            |i, tile, r| {
+                let row = row(i);
+                tile.finish(r, out.slice(row * d..(row + 1) * d));
+            },
+        );
     }
 }

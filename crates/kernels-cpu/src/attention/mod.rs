@@ -3,10 +3,11 @@
 //! p_ij = softmax_j(q_i k_j / sqrt(K)) over the visible j, o_i = sum_j p_ij v_j
 //! visible: j <= i, and i - j < window where there is one
 //!
-//! One inner pass serves training, prefill and decode: a tile of query rows against one block of
-//! [`KV_BLOCK`] keys, blocks aligned to multiples of KV_BLOCK from the start of the sequence and taken in
-//! order, with a running maximum and sum per row. A row's bits therefore do not depend on the rows that
-//! share its tile, on the chunking of a prompt, or on whether keys come from a batch or from a cache.
+//! One inner pass serves training, prefill and decode: a tile of query rows, of all heads that share a
+//! key-value head, against one block of [`KV_BLOCK`] keys; several tiles take a block while it is near.
+//! Blocks are aligned to multiples of KV_BLOCK from the start of the sequence and taken in order, with a
+//! running maximum and sum per row. A row's bits therefore do not depend on the rows that share its tile,
+//! on the chunking of a prompt, or on whether keys come from a batch or from a cache.
 //! A block that a row does not see leaves that row untouched.
 //!
 //! Shapes: T tokens, H query heads, G key-value heads, K head_dim; scores never leave the block.
@@ -23,7 +24,7 @@ pub use cached::{CachedSequence, KvLayer, append_kv, forward_cached};
 use crate::Cpu;
 use crate::pool::SharedMut;
 use crate::simd::Simd;
-use block::{QueryTile, Sizes, attend, finish, start};
+use block::{Queries, Sizes, TOGETHER, attend, memory_len};
 use std::cell::Cell;
 
 /// Positions of a key-value block.
@@ -144,54 +145,50 @@ unsafe fn forward_item<S: Simd>(
         return;
     }
     let sizes = Sizes::new::<S>(d);
+    let heads = h / g;
     let blocks = len.div_ceil(KV_BLOCK);
     let keys_len = blocks * sizes.key_block();
-    let len_all = keys_len + blocks * sizes.value_block() + sizes.tile();
-    let mut memory = Memory::take(len_all);
-    let memory = memory.zeroed(len_all);
+    let values_len = blocks * sizes.value_block();
+    let tiles_len = memory_len(sizes, TOGETHER.min(len * heads));
+    let mut memory = Memory::take(keys_len + values_len + tiles_len);
+    let memory = memory.zeroed(keys_len + values_len + tiles_len);
     let (keys, rest) = memory.split_at_mut(keys_len);
-    let (values, tile) = rest.split_at_mut(blocks * sizes.value_block());
+    let (values, tiles) = rest.split_at_mut(values_len);
     for j in 0..len {
         let key = &k[((first + j) * g + kv_head) * d..][..d];
         let value = &qkv[(first + j) * shape.qkv_size() + (h + g + kv_head) * d..][..d];
-        sizes.put_key(
-            &mut keys[j / KV_BLOCK * sizes.key_block()..],
-            j % KV_BLOCK,
-            key,
-        );
-        sizes.put_value(
-            &mut values[j / KV_BLOCK * sizes.value_block()..],
-            j % KV_BLOCK,
-            value,
-        );
+        let (block, slot) = (j / KV_BLOCK, j % KV_BLOCK);
+        sizes.put_key(&mut keys[block * sizes.key_block()..], slot, key);
+        sizes.put_value(&mut values[block * sizes.value_block()..], slot, value);
     }
-    for head in kv_head * (h / g)..(kv_head + 1) * (h / g) {
-        for start_row in (0..len).step_by(TILE) {
-            let rows = TILE.min(len - start_row);
-            // SAFETY: rows of one head of one sequence belong to this thread.
-            unsafe {
-                let mut tile = QueryTile::new(tile, sizes, rows);
-                for r in 0..rows {
-                    let at = ((first + start_row + r) * h + head) * d;
-                    tile.query(r).copy_from_slice(&q[at..at + d]);
-                }
-                start(&mut tile);
-                for block in visible_blocks(start_row, start_row + rows - 1, window) {
-                    attend::<S>(
-                        &mut tile,
-                        &keys[block * sizes.key_block()..],
-                        &values[block * sizes.value_block()..],
-                        block * KV_BLOCK,
-                        start_row,
-                        window,
-                    );
-                }
-                for r in 0..rows {
-                    let row = (first + start_row + r) * h + head;
-                    let l = finish(&tile, r, out.slice(row * d..(row + 1) * d));
+    let (keys, values) = (&*keys, &*values);
+    let block = |b: usize| {
+        let (key, value) = (b * sizes.key_block(), b * sizes.value_block());
+        (&keys[key..], &values[value..])
+    };
+    let queries = Queries {
+        heads,
+        first_pos: 0,
+        window,
+    };
+    let row = |i: usize| (first + i / heads) * h + kv_head * heads + i % heads;
+    for start in (0..len * heads).step_by(TOGETHER) {
+        let some = start..(len * heads).min(start + TOGETHER);
+        // SAFETY: the rows of these heads of one sequence belong to this thread.
+        unsafe {
+            attend::<S>(
+                tiles,
+                sizes,
+                queries,
+                some,
+                |i| &q[row(i) * d..][..d],
+                block,
+                |i, tile, r| {
+                    let row = row(i);
+                    let l = tile.finish(r, out.slice(row * d..(row + 1) * d));
                     lse.slice(row..row + 1)[0] = l;
-                }
-            }
+                },
+            );
         }
     }
 }
