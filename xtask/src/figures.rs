@@ -14,7 +14,7 @@ const FORMAT: &str = "dokja-speed-1";
 /// Fewer rounds are a trial, not a measurement.
 const MIN_ROUNDS: u64 = 5;
 
-const PARTS: [&str; 5] = ["training", "prefill", "decode", "kernels", "growth"];
+const PARTS: [&str; 6] = ["training", "prefill", "decode", "mtp", "kernels", "growth"];
 
 const BEGIN: &str =
     "<!-- figures: `cargo xtask figures` writes this block from bench/results -->\n";
@@ -206,6 +206,7 @@ fn render(results: &[Value]) -> String {
     for table in tables.iter().filter(|table| !table.is_empty()) {
         text.push_str(&format!("{table}\n"));
     }
+    text.push_str(&guessing(&parts));
     text.push_str(&growth(&parts));
     text
 }
@@ -285,6 +286,16 @@ fn sources(parts: &[Part]) -> String {
         "{}\nMedians of alternating rounds in one run; [bench/README.md](bench/README.md) says what each figure is, what has to hold, and how to repeat it.",
         lines.join("\n")
     )
+}
+
+fn guessing(parts: &[Part]) -> String {
+    let of = |id| parts.iter().find_map(|part| part.figure(id)).map(shown);
+    match (of("mtp/accepted"), of("mtp/speedup")) {
+        (Some(accepted), Some(speedup)) => format!(
+            "A small dense model with a prediction layer writes {speedup} times as fast as without; {accepted} of its guesses are right.\n\n"
+        ),
+        _ => String::new(),
+    }
 }
 
 fn growth(parts: &[Part]) -> String {

@@ -119,7 +119,7 @@ pub(super) unsafe fn attend<'a, S: Simd>(
         }
     }
     for (first, memory) in tiles().zip(memory.chunks_exact_mut(sizes.tile())) {
-        let mut tile = QueryTile::new(memory, sizes);
+        let tile = QueryTile::new(memory, sizes);
         for (r, i) in of_tile(first).enumerate() {
             let sum = &mut tile.sum[r * LANES];
             // SAFETY: a row has LANES sums.

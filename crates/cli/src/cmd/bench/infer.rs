@@ -15,7 +15,7 @@ use tensor::Device;
 /// Times reading a prompt.
 ///
 /// From the first token of a prompt to the first of the answer: one prompt at a time, of random tokens, another
-/// one in each run.
+/// one in each run. The run that is not timed has at most 512 tokens.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   dokja bench prefill model.gguf
@@ -73,11 +73,15 @@ struct Common {
 pub(crate) fn prefill(args: &PrefillArgs) -> Result<()> {
     let (mut bench, model) = Bench::new(&args.common)?;
     let prompt = args.prompt as usize;
-    let rate = bench.median(&|bench| {
+    let rate_of = |bench: &mut Bench, prompt: usize| {
         let ids = bench.random(prompt);
         let (seconds, _) = bench.speak(ids, 1)?;
         Ok(prompt as f64 / seconds)
-    })?;
+    };
+    tell("timing");
+    rate_of(&mut bench, prompt.min(WARM_UP))?;
+    let rates = (0..bench.runs).map(|_| rate_of(&mut bench, prompt));
+    let rate = median(rates.collect::<Result<_>>()?);
     let counts = model::flops::count(&model.config, &bench.layout, prompt, false);
     let flops = counts.forward_flops_per_token;
     let peak = bench.peaks.f32_flops;
@@ -117,7 +121,8 @@ pub(crate) fn decode(args: &DecodeArgs) -> Result<()> {
         false => None,
     };
     let touched = model.bytes_per_token(prompt + generate / 2);
-    bench.warm_up(&rate_of)?;
+    tell("timing");
+    rate_of(&mut bench)?;
     let (mut rates, mut reads, mut fractions) = (Vec::new(), Vec::new(), Vec::new());
     let (mut plains, mut ratios) = (Vec::new(), Vec::new());
     for _ in 0..bench.runs {
@@ -164,6 +169,9 @@ pub(crate) fn decode(args: &DecodeArgs) -> Result<()> {
     });
     Ok(())
 }
+
+/// Tokens at most of the prompt that is not timed.
+const WARM_UP: usize = 512;
 
 fn median(mut all: Vec<f64>) -> f64 {
     all.sort_by(f64::total_cmp);
@@ -248,25 +256,10 @@ impl Bench {
         Ok(((first - began).as_secs_f64(), first.elapsed().as_secs_f64()))
     }
 
-    /// A run that is not counted.
-    fn warm_up(&mut self, run: &dyn Fn(&mut Bench) -> Result<f64>) -> Result<()> {
-        tell("timing");
-        run(self).map(drop)
-    }
-
     /// Bytes that are read per second, at present.
     fn read_bytes(&self) -> f64 {
         let Device::Cpu(cpu) = &self.device;
         self.memory.read_bytes(cpu)
-    }
-
-    fn median(&mut self, run: &dyn Fn(&mut Bench) -> Result<f64>) -> Result<f64> {
-        self.warm_up(run)?;
-        let mut all = Vec::new();
-        for _ in 0..self.runs {
-            all.push(run(self)?);
-        }
-        Ok(median(all))
     }
 
     fn told(&self, tokens_per_sec: f64) -> Value {

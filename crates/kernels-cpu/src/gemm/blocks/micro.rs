@@ -269,13 +269,18 @@ unsafe fn group<S: Simd, T: Format, const R: usize>(
     unsafe {
         macro_rules! part {
             ($i:literal: $($step:literal)*) => {
-                let mut ints = [[S::splat_int(0); 2]; R];
+                let mut ints = start::<S, R>(left, row_stride, $i);
                 if fine {
-                    let high = left.add(GROUP_WORDS);
-                    $(dot::<S, T, R, $step>(&mut ints, high, row_stride, right);)*
+                    // Both bytes together: a step of the right operand is read and taken apart once.
+                    let mut high = [[S::splat_int(0); 2]; R];
+                    $(dot_both::<S, T, R, $step>(&mut ints, &mut high, left, row_stride, right);)*
+                    for r in 0..R {
+                        ints[r][0] = S::next_byte(high[r][0], ints[r][0]);
+                        ints[r][1] = S::next_byte(high[r][1], ints[r][1]);
+                    }
+                } else {
+                    $(dot::<S, T, R, $step>(&mut ints, left, row_stride, right);)*
                 }
-                start::<S, R>(&mut ints, left, row_stride, $i);
-                $(dot::<S, T, R, $step>(&mut ints, left, row_stride, right);)*
                 let [scale, term] = scales::<S, T>(right, heads, $i);
                 fold::<S, T, R>(sums, &ints, left, row_stride, scale, term, $i);
             };
@@ -296,25 +301,24 @@ unsafe fn row(left: *const u32, row_stride: usize, r: usize) -> *const Group {
     unsafe { left.add(r * row_stride).cast() }
 }
 
-/// What the lower bytes start from.
+/// What the sums of the lower bytes start from.
 #[inline(always)]
 unsafe fn start<S: Simd, const R: usize>(
-    ints: &mut [[S::I; 2]; R],
     left: *const u32,
     row_stride: usize,
     i: usize,
-) {
+) -> [[S::I; 2]; R] {
     // SAFETY: as above.
     unsafe {
+        let mut ints = [[S::splat_int(0); 2]; R];
         for r in 0..R {
-            let start = S::splat_int((*row(left, row_stride, r)).start[i]);
-            ints[r][0] = S::next_byte(ints[r][0], start);
-            ints[r][1] = S::next_byte(ints[r][1], start);
+            ints[r] = [S::splat_int((*row(left, row_stride, r)).start[i]); 2];
         }
+        ints
     }
 }
 
-/// One step. `left` is the lower or the upper bytes of a group.
+/// One step of rows of one byte.
 #[inline(always)]
 unsafe fn dot<S: Simd, T: Format, const R: usize, const STEP: usize>(
     ints: &mut [[S::I; 2]; R],
@@ -330,6 +334,31 @@ unsafe fn dot<S: Simd, T: Format, const R: usize, const STEP: usize>(
             let x = S::splat_bytes(left.add(r * row_stride + STEP).cast());
             ints[r][0] = dot_bytes::<S, T>(ints[r][0], w0, x);
             ints[r][1] = dot_bytes::<S, T>(ints[r][1], w1, x);
+        }
+    }
+}
+
+/// One step of rows of two bytes.
+#[inline(always)]
+unsafe fn dot_both<S: Simd, T: Format, const R: usize, const STEP: usize>(
+    low: &mut [[S::I; 2]; R],
+    high: &mut [[S::I; 2]; R],
+    left: *const u32,
+    row_stride: usize,
+    right: *const u8,
+) {
+    // SAFETY: as above; the upper bytes follow the group.
+    unsafe {
+        let w0 = T::step::<S, STEP>(right);
+        let w1 = T::step::<S, STEP>(right.add(4 * S::LANES * T::VECTORS));
+        for r in 0..R {
+            let at = left.add(r * row_stride + STEP);
+            let x = S::splat_bytes(at.add(GROUP_WORDS).cast());
+            high[r][0] = dot_bytes::<S, T>(high[r][0], w0, x);
+            high[r][1] = dot_bytes::<S, T>(high[r][1], w1, x);
+            let x = S::splat_bytes(at.cast());
+            low[r][0] = dot_bytes::<S, T>(low[r][0], w0, x);
+            low[r][1] = dot_bytes::<S, T>(low[r][1], w1, x);
         }
     }
 }
