@@ -255,8 +255,10 @@ impl<'a> QueryTile<'a> {
                 self.max[r] = max;
             }
             for j in (0..KV_BLOCK).step_by(S::LANES) {
-                let x = S::fma(S::load(row.add(j)), S::splat(scale), S::splat(-max));
-                S::store(row.add(j), exp_of_negative::<S>(x));
+                // Not fused: the largest weight is exactly 1.
+                let x = S::mul(S::load(row.add(j)), S::splat(scale));
+                let p = exp_of_negative::<S>(S::sub(x, S::splat(max)));
+                S::store(row.add(j), p);
             }
             // What is not seen has the smallest weight there is, not zero.
             for j in (0..seen.start).chain(seen.end..KV_BLOCK) {

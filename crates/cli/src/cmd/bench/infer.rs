@@ -73,7 +73,7 @@ struct Common {
 pub(crate) fn prefill(args: &PrefillArgs) -> Result<()> {
     let (mut bench, model) = Bench::new(&args.common)?;
     let prompt = args.prompt as usize;
-    let rate_of = |bench: &mut Bench, prompt: usize| {
+    let rate_of = |bench: &mut Bench, prompt: usize| -> Result<f64> {
         let ids = bench.random(prompt);
         let (seconds, _) = bench.speak(ids, 1)?;
         Ok(prompt as f64 / seconds)
@@ -108,7 +108,7 @@ pub(crate) fn decode(args: &DecodeArgs) -> Result<()> {
         None => None,
     };
     let prompt = ids.as_ref().map_or(args.prompt as usize, Vec::len);
-    let rate_of = |bench: &mut Bench| {
+    let rate_of = |bench: &mut Bench| -> Result<f64> {
         let ids = ids.clone().unwrap_or_else(|| bench.random(prompt));
         let (_, seconds) = bench.speak(ids, generate + 1)?;
         Ok(generate as f64 / seconds)
