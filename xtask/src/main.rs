@@ -3,6 +3,7 @@
 mod figures;
 mod fuzz;
 mod instructions;
+mod neon;
 mod tidy;
 
 use anyhow::{Context, Result, bail};
@@ -16,10 +17,11 @@ const HELP: &str = "usage: cargo xtask <command>
   tidy   layout rules: file sizes, crate arrows, allowed documents, unsafe where allowed, the README's figures
   figures
          the README's figures, from the newest results under bench/results
+  neon   the tests of kernels and models on an emulated aarch64; says what it needs
   instructions
          [--write]: what products and steps execute, against bench/instructions.toml; needs valgrind
   fuzz   [target] [--seconds N]: the fuzz targets, or one of them, for 300 seconds each
-  ci     formatting, tidy, clippy, tests, instruction counts, fuzzing for a minute; each stage timed";
+  ci     formatting, tidy, clippy, tests, NEON, instruction counts, fuzzing for a minute; each stage timed";
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -27,6 +29,7 @@ fn main() -> Result<()> {
         Some("test") => test(),
         Some("tidy") => tidy::run(),
         Some("figures") => figures::write(root()?),
+        Some("neon") => neon::run(),
         Some("instructions") => instructions::run(&args[1..]),
         Some("fuzz") => fuzz::run(&fuzz::from_args(&args[1..])?),
         Some("ci") => ci(),
@@ -42,7 +45,7 @@ fn root() -> Result<&'static Path> {
 
 fn ci() -> Result<()> {
     type Stage = (&'static str, fn() -> Result<()>);
-    let stages: [Stage; 6] = [
+    let stages: [Stage; 7] = [
         ("format", || {
             cargo(&["fmt", "--all", "--check"])?;
             cargo(&["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"])
@@ -60,6 +63,7 @@ fn ci() -> Result<()> {
             ])
         }),
         ("test", test),
+        ("neon", neon::run),
         ("instructions", instructions::check),
         ("fuzz", fuzz::check),
     ];
@@ -76,11 +80,17 @@ fn test() -> Result<()> {
 }
 
 fn cargo(args: &[&str]) -> Result<()> {
-    let status = Command::new(env!("CARGO"))
-        .args(args)
-        .status()
-        .context("starting cargo")?;
+    succeed(Command::new(env!("CARGO")).args(args))
+}
+
+/// Runs cargo.
+fn succeed(command: &mut Command) -> Result<()> {
+    let status = command.status().context("starting cargo")?;
     if !status.success() {
+        let args: Vec<_> = command
+            .get_args()
+            .map(|arg| arg.to_string_lossy())
+            .collect();
         bail!("cargo {} failed", args.join(" "));
     }
     Ok(())

@@ -38,7 +38,7 @@ impl Tolerance {
         }
     }
 
-    /// Of functions with an exponential inside: a relative 2e-7 (`kernels_cpu::simd::exp`) in each of a
+    /// Of functions with an exponential inside: a relative 2.6e-7 (`kernels_cpu::simd::exp`) in each of a
     /// few factors.
     pub fn exponentials() -> Tolerance {
         Tolerance::Nmse(1e-12)

@@ -7,3 +7,6 @@ pub mod avx512;
 #[cfg(target_arch = "aarch64")]
 pub mod neon;
 pub mod portable;
+
+#[cfg(test)]
+mod tests;

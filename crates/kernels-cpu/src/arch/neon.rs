@@ -232,7 +232,7 @@ impl Simd for Neon {
                 let w = vreinterpretq_s8_u8(w);
                 let low = vmull_s8(vget_low_s8(w), vget_low_s8(x));
                 let high = vmull_high_s8(w, x);
-                // Two products of at most 127 * 127 fit 16 bits.
+                // Two products of at most 127 * 128 fit 16 bits.
                 return vpadalq_s16(acc, vpaddq_s16(low, high));
             }
             let w_low = vreinterpretq_s16_u16(vmovl_u8(vget_low_u8(w)));
@@ -268,22 +268,22 @@ impl Simd for Neon {
     #[inline(always)]
     unsafe fn load_halves(p: *const f16) -> float32x4_t {
         // SAFETY: as above.
-        let lanes: [f32; 4] = std::array::from_fn(|i| unsafe { *p.add(i) }.to_f32());
-        // SAFETY: as above.
-        unsafe { vld1q_f32(lanes.as_ptr()) }
+        unsafe { vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p.cast()))) }
     }
     #[inline(always)]
     unsafe fn load_u8(p: *const u8) -> float32x4_t {
-        // SAFETY: as above.
-        let lanes: [f32; 4] = std::array::from_fn(|i| f32::from(unsafe { *p.add(i) }));
-        // SAFETY: as above.
-        unsafe { vld1q_f32(lanes.as_ptr()) }
+        // SAFETY: as above; four bytes are read.
+        unsafe {
+            let bytes = vcreate_u8(u64::from(p.cast::<u32>().read_unaligned()));
+            vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(bytes))))
+        }
     }
     #[inline(always)]
     unsafe fn load_i8(p: *const i8) -> float32x4_t {
-        // SAFETY: as above.
-        let lanes: [f32; 4] = std::array::from_fn(|i| f32::from(unsafe { *p.add(i) }));
-        // SAFETY: as above.
-        unsafe { vld1q_f32(lanes.as_ptr()) }
+        // SAFETY: as above; four bytes are read.
+        unsafe {
+            let bytes = vcreate_s8(u64::from(p.cast::<u32>().read_unaligned()));
+            vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(bytes))))
+        }
     }
 }

@@ -74,14 +74,23 @@ fn rounded(activations: Activations, x: &[f32]) -> Vec<f64> {
 
 #[test]
 fn products_agree_with_f64_loops_over_the_same_integers() {
-    on_every_isa(2, |cpu| {
-        for block_type in TYPES {
-            for ((m, n, count), activations) in
-                SIZES.into_iter().flat_map(|size| BOTH.map(|a| (size, a)))
-            {
-                let k = count * block_type.block_values();
-                let (bytes, w) = blocks(block_type, n, k);
-                let x = normal(m * k, "x");
+    for block_type in TYPES {
+        for ((m, n, count), activations) in
+            SIZES.into_iter().flat_map(|size| BOTH.map(|a| (size, a)))
+        {
+            let k = count * block_type.block_values();
+            let (bytes, w) = blocks(block_type, n, k);
+            let x = normal(m * k, "x");
+            let xr: Vec<f64> = x.chunks(k).flat_map(|x| rounded(activations, x)).collect();
+            // Each element with the sum of its products' magnitudes.
+            let sums = xr.chunks(k).flat_map(|x| {
+                w.chunks(k).map(move |w| {
+                    let products = x.iter().zip(w).map(|(&x, &w)| x * f64::from(w));
+                    products.fold((0.0, 0.0), |(s, a): (f64, f64), p| (s + p, a + p.abs()))
+                })
+            });
+            let sums: Vec<(f64, f64)> = sums.collect();
+            on_every_isa(2, |cpu| {
                 let packed = Packed::of(
                     cpu,
                     Compute::F32,
@@ -89,33 +98,30 @@ fn products_agree_with_f64_loops_over_the_same_integers() {
                     k,
                     &[Stored::Blocks(block_type, &bytes)],
                 );
-                let xr: Vec<f64> = x.chunks(k).flat_map(|x| rounded(activations, x)).collect();
                 for store in [Store::Overwrite, Store::Add] {
                     let mut y = vec![7.5f32; m * n + 2];
                     matmul(cpu, &mut y[1..=m * n], &x, &packed, store);
                     assert_eq!((y[0], y[m * n + 1]), (7.5, 7.5), "sentinels");
                     let start = if store == Store::Add { 7.5 } else { 0.0 };
-                    for i in 0..m {
-                        for j in 0..n {
-                            let products = (0..k).map(|l| xr[i * k + l] * f64::from(w[j * k + l]));
-                            let (sum, absolute) = products
-                                .fold((start, start), |(s, a): (f64, f64), p| (s + p, a + p.abs()));
-                            // Three roundings for each group, and as many additions; the parts of a
-                            // sum with a term cancel, so their size is that of q d, at most 4 times
-                            // that of the value where a block holds both signs.
-                            let bound = (4 * k / 16 + 8) as f64 * absolute * 2f64.powi(-23) + 1e-30;
-                            let got = f64::from(y[1 + i * n + j]);
-                            assert!(
-                                (got - sum).abs() <= bound,
-                                "{} {block_type} {m}x{n}x{k} ({i}, {j}): {got} against {sum}",
-                                cpu.isa().name()
-                            );
-                        }
+                    for (i, &(sum, absolute)) in sums.iter().enumerate() {
+                        let (sum, absolute) = (start + sum, start + absolute);
+                        // Three roundings for each group, and as many additions; the parts of a
+                        // sum with a term cancel, so their size is that of q d, at most 4 times
+                        // that of the value where a block holds both signs.
+                        let bound = (4 * k / 16 + 8) as f64 * absolute * 2f64.powi(-23) + 1e-30;
+                        let got = f64::from(y[1 + i]);
+                        assert!(
+                            (got - sum).abs() <= bound,
+                            "{} {block_type} {m}x{n}x{k} ({}, {}): {got} against {sum}",
+                            cpu.isa().name(),
+                            i / n,
+                            i % n
+                        );
                     }
                 }
-            }
+            });
         }
-    });
+    }
 }
 
 #[test]
