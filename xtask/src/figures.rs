@@ -70,15 +70,14 @@ fn results(root: &Path) -> Result<Vec<Value>> {
             if told["format"] != FORMAT {
                 bail!("{}: format is not {FORMAT:?}", path.display());
             }
-            found.push((
-                told["date"].as_str().unwrap_or_default().to_owned(),
-                path,
-                told,
-            ));
+            let date = told["date"].as_str().unwrap_or_default().to_owned();
+            // The second of a day is NAME-2.json, a longer name.
+            let name = path.file_name().unwrap_or_default().to_owned();
+            found.push(((date, name.len(), name), told));
         }
     }
-    found.sort_by(|a, b| (&b.0, &b.1).cmp(&(&a.0, &a.1)));
-    Ok(found.into_iter().map(|(_, _, told)| told).collect())
+    found.sort_by(|a, b| b.0.cmp(&a.0));
+    Ok(found.into_iter().map(|(_, told)| told).collect())
 }
 
 /// A part's figures, and where they are from.
