@@ -65,8 +65,8 @@ impl Rows<'_> {
 
 /// `c[e]` (p, q) += the product over `rows(e)`, for each of `groups` groups.
 ///
-/// The columns of a, all groups end to end, are cut into pieces of equal work; where that would leave each
-/// thread with few of them, the columns of b as well.
+/// The columns of a, all groups end to end, are cut into pieces of equal work, and so are those of b where that
+/// packs less (`cut`).
 pub(crate) fn groups_tn(
     cpu: &Cpu,
     compute: Compute,
