@@ -305,7 +305,9 @@ fn growth(parts: &[Part]) -> String {
     let lengths = figure["length"].as_u64();
     lengths.map_or_else(String::new, |length| {
         format!(
-            "From 1,024 tokens to {length} the time of a prompt grows {} times as much as its operations.\n\n",
+            "From 1,024 tokens to {},{:03} the time of a prompt grows {} times as much as its operations.\n\n",
+            length / 1000,
+            length % 1000,
             shown(figure)
         )
     })
