@@ -194,6 +194,58 @@ unsafe fn rows_times_floats<S: Simd>(
     }
 }
 
+/// How the rows of a product and its depth are cut.
+struct Plan {
+    /// Whether panels are made wide first.
+    is_wide: bool,
+    /// Rows of a tile at most.
+    tile_rows: usize,
+    /// Blocks of rows, as equal as can be.
+    blocks: usize,
+    /// Depth that is packed together, a whole number of passes.
+    stretch: usize,
+    /// Depth of a pass, in whole steps.
+    pass: usize,
+    /// Words from a packed row to the next.
+    stride: usize,
+}
+
+impl Plan {
+    /// For `rows` rows of depth `k`. The passes do not depend on the rows.
+    #[inline(always)]
+    fn new<K: Kernel>(kernel: K, rows: usize, k: usize) -> Plan {
+        let (step_depth, left_words) = (kernel.depth(), kernel.left_words());
+        let is_wide = kernel.wide_words() > 0 && rows >= WIDE_ROWS;
+        let tile_rows = if is_wide {
+            kernel.wide_rows()
+        } else {
+            kernel.rows()
+        };
+        let passes = k.div_ceil(pass_steps(kernel) * step_depth);
+        let pass = k.div_ceil(passes).next_multiple_of(step_depth);
+        let blocks = rows.div_ceil(BLOCK_TILES * tile_rows);
+        let pass_words = pass.div_ceil(step_depth) * left_words;
+        let together = LEFT_WORDS / (rows.div_ceil(blocks) * pass_words);
+        let stretch = pass * passes.div_ceil(passes.div_ceil(together.clamp(1, passes)));
+        // An odd number of cache lines, so that the rows of a tile fall into different sets of the cache.
+        let stride = (stretch.div_ceil(step_depth) * left_words).next_multiple_of(32) + 16;
+        Plan {
+            is_wide,
+            tile_rows,
+            blocks,
+            stretch,
+            pass,
+            stride,
+        }
+    }
+}
+
+/// Steps of a pass at most.
+#[inline(always)]
+fn pass_steps<K: Kernel>(kernel: K) -> usize {
+    PASS_WORDS / kernel.right_words().max(kernel.wide_words())
+}
+
 #[inline(always)]
 unsafe fn rows_times_as<K: Kernel>(
     kernel: K,
@@ -207,35 +259,15 @@ unsafe fn rows_times_as<K: Kernel>(
     store: Store,
 ) {
     let (n, k, nr) = (b.n(), b.k(), b.panel_width());
-    let (step_depth, wide_words) = (kernel.depth(), kernel.wide_words());
-    let is_wide = wide_words > 0 && rows.len() >= WIDE_ROWS;
-    let tile_rows = if is_wide {
-        kernel.wide_rows()
-    } else {
-        kernel.rows()
-    };
-    let (left_words, right_words) = (kernel.left_words(), kernel.right_words());
-    let pass_steps = PASS_WORDS / right_words.max(wide_words);
-    let passes = k.div_ceil(pass_steps * step_depth);
-    let pass = k.div_ceil(passes).next_multiple_of(step_depth);
-    let blocks = rows.len().div_ceil(BLOCK_TILES * tile_rows);
-    let block_rows = rows.len().div_ceil(blocks);
-    // Passes whose rows are packed together.
-    let pass_words = pass.div_ceil(step_depth) * left_words;
-    let together = (LEFT_WORDS / (block_rows * pass_words)).clamp(1, passes);
-    let stretch = pass * passes.div_ceil(passes.div_ceil(together));
-    // An odd number of cache lines, so that the rows of a tile fall into different sets of the cache.
-    let stride = (stretch.div_ceil(step_depth) * left_words).next_multiple_of(32) + 16;
+    let plan = Plan::new(kernel, rows.len(), k);
     let mut scratch = Scratch::take();
-    scratch.left.reserve(block_rows * stride);
-    let left = scratch.left.as_mut_ptr();
-    scratch.right.reserve(pass_steps * wide_words);
-    let wide = scratch.right.as_mut_ptr();
-    for block in 0..blocks {
-        let block = part(&rows, block, blocks);
-        let tiles = block.len().div_ceil(tile_rows);
-        for start in (0..k).step_by(stretch) {
-            let stretch = start..k.min(start + stretch);
+    (scratch.left).reserve(rows.len().div_ceil(plan.blocks) * plan.stride);
+    (scratch.right).reserve(pass_steps(kernel) * kernel.wide_words());
+    let (left, wide) = (scratch.left.as_mut_ptr(), scratch.right.as_mut_ptr());
+    for block in 0..plan.blocks {
+        let block = part(&rows, block, plan.blocks);
+        for start in (0..k).step_by(plan.stretch) {
+            let stretch = start..k.min(start + plan.stretch);
             for row in block.clone() {
                 let source = match gather {
                     Some(gather) => gather[row] as usize,
@@ -243,61 +275,83 @@ unsafe fn rows_times_as<K: Kernel>(
                 };
                 // SAFETY: the caller checked the row; the scratch has a stride for each of the block.
                 unsafe {
-                    let out = left.add((row - block.start) * stride);
+                    let out = left.add((row - block.start) * plan.stride);
                     kernel.left_of_row(out, x.as_ptr().add(source * k + start), stretch.len());
                 }
             }
             for panel in panels.clone() {
                 let column = right.column(panel, nr);
-                for depth in stretch.clone().step_by(pass) {
-                    let steps = (stretch.end - depth).min(pass).div_ceil(step_depth);
-                    let mut tile = Tile {
-                        rows: 0,
-                        cols: (right.end_column() - column).min(nr),
-                        steps,
-                        left: Left {
-                            ptr: left,
-                            row_stride: stride,
-                            part_stride: 1,
-                        },
-                        right: std::ptr::null(),
-                        out: y.ptr(),
-                        stride: n,
-                        chain: if depth == 0 && store == Store::Overwrite {
-                            Chain::Start
-                        } else {
-                            Chain::Continue
-                        },
-                        fine: false,
-                    };
-                    // SAFETY: the panel has these steps, and the scratch room for those of a pass.
-                    unsafe {
-                        tile.right = right.panel(panel).add(depth / step_depth * right_words);
-                        if is_wide {
-                            tile.steps = kernel.widen(wide, tile.right, steps);
-                            tile.right = wide;
-                        }
-                    }
-                    let words = (depth - start) / step_depth * left_words;
-                    for idx in 0..tiles {
-                        let rows = part(&block, idx, tiles);
-                        // SAFETY: as above; the output by the contract of `rows_times`.
-                        unsafe {
-                            tile.rows = rows.len();
-                            tile.left.ptr = left.add((rows.start - block.start) * stride + words);
-                            tile.out = y.ptr().add(rows.start * n + column);
-                            if is_wide {
-                                kernel.wide_tile(tile);
-                            } else {
-                                kernel.tile(tile);
-                            }
-                        }
-                    }
-                }
+                let tile = Tile {
+                    rows: 0,
+                    cols: (right.end_column() - column).min(nr),
+                    steps: 0,
+                    left: Left {
+                        ptr: left,
+                        row_stride: plan.stride,
+                        part_stride: 1,
+                    },
+                    right: right.panel(panel),
+                    // SAFETY: y has these rows and columns, by the contract of `rows_times`.
+                    out: unsafe { y.ptr().add(block.start * n + column) },
+                    stride: n,
+                    chain: if start == 0 && store == Store::Overwrite {
+                        Chain::Start
+                    } else {
+                        Chain::Continue
+                    },
+                    fine: false,
+                };
+                // SAFETY: the rows of the block are packed, and the scratch has room for a wide pass.
+                unsafe { panel_times(kernel, &plan, tile, block.len(), &stretch, wide) };
             }
         }
     }
     scratch.give_back();
+}
+
+/// `rows` packed rows times one panel, over a stretch of the depth. `all` holds what its tiles have in common, from
+/// the first row on, and the whole panel.
+#[inline(always)]
+unsafe fn panel_times<K: Kernel>(
+    kernel: K,
+    plan: &Plan,
+    all: Tile,
+    rows: usize,
+    stretch: &Range<usize>,
+    wide: *mut u32,
+) {
+    let step_depth = kernel.depth();
+    let tiles = rows.div_ceil(plan.tile_rows);
+    for depth in stretch.clone().step_by(plan.pass) {
+        let mut tile = all;
+        tile.steps = (stretch.end - depth).min(plan.pass).div_ceil(step_depth);
+        if depth > stretch.start {
+            tile.chain = Chain::Continue;
+        }
+        let words = (depth - stretch.start) / step_depth * kernel.left_words();
+        // SAFETY: the panel has these steps.
+        unsafe {
+            tile.right = all.right.add(depth / step_depth * kernel.right_words());
+            if plan.is_wide {
+                tile.steps = kernel.widen(wide, tile.right, tile.steps);
+                tile.right = wide;
+            }
+        }
+        for idx in 0..tiles {
+            let rows = part(&(0..rows), idx, tiles);
+            tile.rows = rows.len();
+            // SAFETY: as above; these rows are packed and are those of the output.
+            unsafe {
+                tile.left.ptr = all.left.ptr.add(rows.start * plan.stride + words);
+                tile.out = all.out.add(rows.start * all.stride);
+                if plan.is_wide {
+                    kernel.wide_tile(tile);
+                } else {
+                    kernel.tile(tile);
+                }
+            }
+        }
+    }
 }
 
 /// Part `idx` of `count` parts of a range that differ in length by at most one.
