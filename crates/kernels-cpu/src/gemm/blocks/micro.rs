@@ -273,13 +273,21 @@ unsafe fn group<S: Simd, T: Format, const R: usize>(
                 if fine {
                     // Both bytes together: a step of the right operand is read and taken apart once.
                     let mut high = [[S::splat_int(0); 2]; R];
-                    $(dot_both::<S, T, R, $step>(&mut ints, &mut high, left, row_stride, right);)*
+                    $(
+                        let w = weights::<S, T, $step>(right);
+                        let x = left.add($step);
+                        dot::<S, T, R>(&mut high, x.add(GROUP_WORDS), row_stride, w);
+                        dot::<S, T, R>(&mut ints, x, row_stride, w);
+                    )*
                     for r in 0..R {
                         ints[r][0] = S::next_byte(high[r][0], ints[r][0]);
                         ints[r][1] = S::next_byte(high[r][1], ints[r][1]);
                     }
                 } else {
-                    $(dot::<S, T, R, $step>(&mut ints, left, row_stride, right);)*
+                    $(
+                        let w = weights::<S, T, $step>(right);
+                        dot::<S, T, R>(&mut ints, left.add($step), row_stride, w);
+                    )*
                 }
                 let [scale, term] = scales::<S, T>(right, heads, $i);
                 fold::<S, T, R>(sums, &ints, left, row_stride, scale, term, $i);
@@ -318,47 +326,32 @@ unsafe fn start<S: Simd, const R: usize>(
     }
 }
 
-/// One step of rows of one byte.
+/// What a step of a group multiplies: both vectors of columns.
 #[inline(always)]
-unsafe fn dot<S: Simd, T: Format, const R: usize, const STEP: usize>(
-    ints: &mut [[S::I; 2]; R],
-    left: *const u32,
-    row_stride: usize,
-    right: *const u8,
-) {
+unsafe fn weights<S: Simd, T: Format, const STEP: usize>(right: *const u8) -> [S::B; 2] {
     // SAFETY: as above.
     unsafe {
-        let w0 = T::step::<S, STEP>(right);
-        let w1 = T::step::<S, STEP>(right.add(4 * S::LANES * T::VECTORS));
-        for r in 0..R {
-            let x = S::splat_bytes(left.add(r * row_stride + STEP).cast());
-            ints[r][0] = dot_bytes::<S, T>(ints[r][0], w0, x);
-            ints[r][1] = dot_bytes::<S, T>(ints[r][1], w1, x);
-        }
+        [
+            T::step::<S, STEP>(right),
+            T::step::<S, STEP>(right.add(4 * S::LANES * T::VECTORS)),
+        ]
     }
 }
 
-/// One step of rows of two bytes.
+/// One step. `left` is that of the first row, of its lower or its upper bytes.
 #[inline(always)]
-unsafe fn dot_both<S: Simd, T: Format, const R: usize, const STEP: usize>(
-    low: &mut [[S::I; 2]; R],
-    high: &mut [[S::I; 2]; R],
+unsafe fn dot<S: Simd, T: Format, const R: usize>(
+    ints: &mut [[S::I; 2]; R],
     left: *const u32,
     row_stride: usize,
-    right: *const u8,
+    w: [S::B; 2],
 ) {
-    // SAFETY: as above; the upper bytes follow the group.
+    // SAFETY: as above.
     unsafe {
-        let w0 = T::step::<S, STEP>(right);
-        let w1 = T::step::<S, STEP>(right.add(4 * S::LANES * T::VECTORS));
         for r in 0..R {
-            let at = left.add(r * row_stride + STEP);
-            let x = S::splat_bytes(at.add(GROUP_WORDS).cast());
-            high[r][0] = dot_bytes::<S, T>(high[r][0], w0, x);
-            high[r][1] = dot_bytes::<S, T>(high[r][1], w1, x);
-            let x = S::splat_bytes(at.cast());
-            low[r][0] = dot_bytes::<S, T>(low[r][0], w0, x);
-            low[r][1] = dot_bytes::<S, T>(low[r][1], w1, x);
+            let x = S::splat_bytes(left.add(r * row_stride).cast());
+            ints[r][0] = dot_bytes::<S, T>(ints[r][0], w[0], x);
+            ints[r][1] = dot_bytes::<S, T>(ints[r][1], w[1], x);
         }
     }
 }
