@@ -1,6 +1,6 @@
 //! Tiles of query rows against one block of keys after the other: scores, running softmax, weighted values.
 
-use super::{KV_BLOCK, TILE, visible_blocks};
+use super::{HeadShape, KV_BLOCK, TILE, visible_blocks};
 use crate::simd::{Simd, exp_of_negative};
 use std::ops::Range;
 
@@ -55,18 +55,35 @@ impl Sizes {
 }
 
 /// The queries of one sequence that share a key-value head. Query `i` is that of the head `i % heads` among those
-/// that share it, at the position `first_pos + i / heads`.
+/// that share it, and `i / heads` positions after the first.
 #[derive(Clone, Copy)]
 pub(super) struct Queries {
-    pub(super) heads: usize,
+    pub(super) shape: HeadShape,
+    pub(super) kv_head: usize,
+    /// The sequence's first row of q, and its position.
+    pub(super) first_row: usize,
     pub(super) first_pos: usize,
     pub(super) window: Option<usize>,
 }
 
 impl Queries {
+    /// Query heads that share the key-value head.
+    #[inline(always)]
+    pub(super) fn heads(&self) -> usize {
+        self.shape.num_heads / self.shape.num_kv_heads
+    }
+
     #[inline(always)]
     fn position(&self, query: usize) -> usize {
-        self.first_pos + query / self.heads
+        self.first_pos + query / self.heads()
+    }
+
+    /// Its row of q (T H, K).
+    #[inline(always)]
+    fn row(&self, query: usize) -> usize {
+        let heads = self.heads();
+        let token = self.first_row + query / heads;
+        token * self.shape.num_heads + self.kv_head * heads + query % heads
     }
 }
 
@@ -78,9 +95,9 @@ pub(super) fn memory_len(sizes: Sizes, queries: usize) -> usize {
     queries.div_ceil(TILE) * sizes.tile()
 }
 
-/// The queries `range`, at most [`TOGETHER`], against all keys that they see. `query(i)` is query i (K), `block(b)`
-/// the keys (K, 64) and values (64, padded) of block b; `done(i, tile, r)` takes the result, which is row r of the
-/// tile.
+/// The queries `range` of q (T H, K), at most [`TOGETHER`], against all keys that they see. `block(b)` is the keys
+/// (K, 64) and values (64, padded) of block b; `done(row, tile, r)` takes the result for a row of q, which is row r of
+/// the tile.
 ///
 /// # Safety
 /// As for [`Simd`].
@@ -90,7 +107,7 @@ pub(super) unsafe fn attend<'a, S: Simd>(
     sizes: Sizes,
     queries: Queries,
     range: Range<usize>,
-    query: impl Fn(usize) -> &'a [f32],
+    q: &[f32],
     block: impl Fn(usize) -> (&'a [f32], &'a [f32]),
     mut done: impl FnMut(usize, &QueryTile, usize),
 ) {
@@ -103,7 +120,8 @@ pub(super) unsafe fn attend<'a, S: Simd>(
     for (first, memory) in tiles().zip(memory.chunks_exact_mut(sizes.tile())) {
         let mut tile = QueryTile::new(memory, sizes);
         for (r, i) in of_tile(first).enumerate() {
-            tile.q[r * sizes.d..(r + 1) * sizes.d].copy_from_slice(query(i));
+            let query = &q[queries.row(i) * sizes.d..][..sizes.d];
+            tile.q[r * sizes.d..(r + 1) * sizes.d].copy_from_slice(query);
         }
         tile.start();
     }
@@ -124,7 +142,7 @@ pub(super) unsafe fn attend<'a, S: Simd>(
             let sum = &mut tile.sum[r * LANES];
             // SAFETY: a row has LANES sums.
             *sum = unsafe { S::reduce_add(S::load(sum)) };
-            done(i, &tile, r);
+            done(queries.row(i), &tile, r);
         }
     }
 }

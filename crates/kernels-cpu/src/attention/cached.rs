@@ -122,21 +122,21 @@ unsafe fn cached_item<S: Simd>(
     some: Range<usize>,
 ) {
     let HeadShape {
-        num_heads: h,
         num_kv_heads: g,
         head_dim: d,
+        ..
     } = cache.shape;
     let sizes = cache.sizes();
-    let heads = h / g;
     let len = memory_len(sizes, some.len());
     let mut memory = Memory::take(len);
     let memory = memory.zeroed(len);
     let queries = Queries {
-        heads,
+        shape: cache.shape,
+        kv_head,
+        first_row: seq.rows.start,
         first_pos: seq.first_pos,
         window,
     };
-    let row = |i: usize| (seq.rows.start + i / heads) * h + kv_head * heads + i % heads;
     let block = |b: usize| {
         let at = seq.block_table[b] as usize * g + kv_head;
         let (key, value) = (at * sizes.key_block(), at * sizes.value_block());
@@ -144,17 +144,8 @@ unsafe fn cached_item<S: Simd>(
     };
     // SAFETY: these rows of these heads belong to this item alone.
     unsafe {
-        attend::<S>(
-            memory,
-            sizes,
-            queries,
-            some,
-            |i| &q[row(i) * d..][..d],
-            block,
-            |i, tile, r| {
-                let row = row(i);
-                tile.finish(r, out.slice(row * d..(row + 1) * d));
-            },
-        );
+        attend::<S>(memory, sizes, queries, some, q, block, |row, tile, r| {
+            tile.finish(r, out.slice(row * d..(row + 1) * d));
+        });
     }
 }

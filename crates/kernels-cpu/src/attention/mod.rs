@@ -167,28 +167,20 @@ unsafe fn forward_item<S: Simd>(
         (&keys[key..], &values[value..])
     };
     let queries = Queries {
-        heads,
+        shape,
+        kv_head,
+        first_row: first,
         first_pos: 0,
         window,
     };
-    let row = |i: usize| (first + i / heads) * h + kv_head * heads + i % heads;
     for start in (0..len * heads).step_by(TOGETHER) {
         let some = start..(len * heads).min(start + TOGETHER);
         // SAFETY: the rows of these heads of one sequence belong to this thread.
         unsafe {
-            attend::<S>(
-                tiles,
-                sizes,
-                queries,
-                some,
-                |i| &q[row(i) * d..][..d],
-                block,
-                |i, tile, r| {
-                    let row = row(i);
-                    let l = tile.finish(r, out.slice(row * d..(row + 1) * d));
-                    lse.slice(row..row + 1)[0] = l;
-                },
-            );
+            attend::<S>(tiles, sizes, queries, some, q, block, |row, tile, r| {
+                let l = tile.finish(r, out.slice(row * d..(row + 1) * d));
+                lse.slice(row..row + 1)[0] = l;
+            });
         }
     }
 }
