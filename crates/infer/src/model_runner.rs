@@ -5,13 +5,13 @@ use crate::engine::EngineConfig;
 use crate::kv_blocks::{KV_BLOCK, KvGroup};
 use crate::runner::{DraftLayer, Runner, StepBatch};
 use model::Transformer;
-use model::block::head_shape;
+use model::block::kv_layer;
 use model::decode::{BlockGroup, CachedBatch, DecodeState, KvCache};
 use model::experts::ExpertCacheStats;
 use model::flops;
 use model::mtp::{MtpBatch, MtpState};
 use tensor::Device;
-use tensor::ops::attention::{CachedSequence, KvLayer};
+use tensor::ops::attention::CachedSequence;
 
 /// A model that the engine can drive.
 pub struct ModelRunner {
@@ -51,7 +51,7 @@ impl ModelRunner {
 
     /// Bytes of the cache that an engine of this configuration makes.
     pub fn kv_bytes(&self, config: &EngineConfig) -> u64 {
-        let block = KvLayer::new(&self.device, 1, head_shape(&self.model.config)).bytes() as u64;
+        let block = kv_layer(&self.device, &self.model.config, 1).bytes() as u64;
         let kv = config.kv_blocks(self);
         let num_blocks = kv
             .groups()
@@ -112,7 +112,7 @@ impl ModelRunner {
             let counts = flops::count(config, &self.model.layout, 1, with_mtp);
             counts.active_parameters as f64
         };
-        let kv = KvLayer::new(&self.device, 1, head_shape(config)).bytes() as f64 / KV_BLOCK as f64;
+        let kv = kv_layer(&self.device, config, 1).bytes() as f64 / KV_BLOCK as f64;
         let sees_all = |window: &&Option<usize>| window.is_none();
         let num_full = self.windows.iter().filter(sees_all).count() as f64;
         StepCost {

@@ -6,9 +6,9 @@
 //! Rows are sorted by group. They may be read through an index, so that the permuted input is never
 //! written out. Groups may be empty. The bits of a row are those of `gemm::matmul`.
 
-use crate::gemm::{Compute, PIECE_ROWS, Packed, Rows, groups_tn, rows_times};
+use crate::gemm::{PIECE_ROWS, Packed, Rows, groups_tn, rows_times};
 use crate::pool::SharedMut;
-use crate::{Cpu, Store};
+use crate::{Compute, Cpu, Store};
 
 /// Rows `offsets[e]..offsets[e+1]` of y (N, n) = the same rows of x (or those that `rows` names) times
 /// `b[e]`. Rows before the first offset are left as they are. A group without rows needs no matrix.

@@ -20,6 +20,7 @@ pub mod simd;
 
 #[cfg(test)]
 mod check;
+mod factor;
 mod row;
 
 pub mod adamw;
@@ -37,6 +38,7 @@ pub mod rms_norm;
 pub mod router;
 pub mod swiglu;
 
+pub use factor::Compute;
 pub use isa::Isa;
 pub use pool::Pool;
 

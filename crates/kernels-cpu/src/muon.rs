@@ -7,10 +7,10 @@
 //! Source: Jordan et al. 2024 (Muon); Liu et al. 2025, arXiv 2502.16982, sections 2.1-2.2 for the update's
 //! scale. Each matrix is computed whole by one thread, so the bits do not depend on their number.
 
-use crate::gemm::{Compute, Packed, matmul, matmul_tn};
+use crate::gemm::{Packed, matmul, matmul_tn};
 use crate::row::{for_lanes, load, store};
 use crate::simd::Simd;
-use crate::{Cpu, Isa, Store, elementwise};
+use crate::{Compute, Cpu, Isa, Store, elementwise};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Settings of one update.

@@ -120,7 +120,7 @@ pub fn flops(cpu: &Cpu, in_bf16: bool) -> f64 {
 
 fn f32_flops(cpu: &Cpu) -> f64 {
     let isa = cpu.isa();
-    best_chains(cpu, 2 * crate::gemm::lanes(isa), &|chains| {
+    best_chains(cpu, 2 * crate::factor::lanes(isa), &|chains| {
         dispatch!(isa, multiply_adds(chains: usize));
     })
 }
@@ -132,7 +132,7 @@ fn bf16_flops(cpu: &Cpu, f32_flops: f64) -> f64 {
         return f32_flops;
     }
     let parts = dispatch!(isa, pair_parts() -> usize);
-    best_chains(cpu, 4 * crate::gemm::lanes(isa) / parts, &|chains| {
+    best_chains(cpu, 4 * crate::factor::lanes(isa) / parts, &|chains| {
         dispatch!(isa, dot_products(chains: usize));
     })
 }

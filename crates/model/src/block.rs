@@ -46,6 +46,7 @@ pub struct CachedRows<'a> {
 /// A decoder layer.
 pub struct Block {
     spans: BlockSpans,
+    compute: Compute,
     heads: HeadShape,
     window: Option<usize>,
     has_rope: bool,
@@ -102,7 +103,7 @@ pub struct BlockScratch {
 }
 
 /// The head sizes of a configuration.
-pub fn head_shape(config: &ModelConfig) -> HeadShape {
+fn head_shape(config: &ModelConfig) -> HeadShape {
     HeadShape {
         num_heads: config.num_attention_heads,
         num_kv_heads: config.num_key_value_heads,
@@ -111,11 +112,16 @@ pub fn head_shape(config: &ModelConfig) -> HeadShape {
 }
 
 /// How the ops are told what to multiply in.
-pub fn compute(config: &ModelConfig) -> Compute {
+pub(crate) fn compute(config: &ModelConfig) -> Compute {
     match config.compute {
         crate::config::Compute::F32 => Compute::F32,
         crate::config::Compute::Bf16 => Compute::Bf16,
     }
+}
+
+/// Room for the keys and values of `num_blocks` blocks of a layer.
+pub fn kv_layer(device: &Device, config: &ModelConfig, num_blocks: usize) -> KvLayer {
+    KvLayer::new(device, compute(config), num_blocks, head_shape(config))
 }
 
 impl Block {
@@ -176,6 +182,7 @@ impl Block {
         };
         Block {
             spans,
+            compute,
             heads: head_shape(config),
             window,
             has_rope: config.has_rope(window),
@@ -274,6 +281,7 @@ impl Block {
         self.project(device, params, x, t, seqs.positions, seqs.rope, kept);
         attention::forward(
             device,
+            self.compute,
             kept.o.view_mut(),
             kept.lse.view_mut(),
             kept.q.view(),
@@ -553,6 +561,7 @@ impl Block {
             .backward_weight(device, grads, half_out, kept.o.view());
         attention::backward(
             device,
+            self.compute,
             dq.view_mut(),
             dk.view_mut(),
             dqkv.view_mut(),

@@ -11,7 +11,7 @@
 //! The prediction layer is no part of a step: it runs after one, on [`Transformer::hidden`] ([`crate::mtp`]).
 //! Tested in `tests/it/decode.rs`.
 
-use crate::block::{Block, BlockKept, CachedRows, head_shape};
+use crate::block::{Block, BlockKept, CachedRows, kv_layer};
 use crate::config::ModelConfig;
 use crate::linear::Linear;
 use crate::transformer::Transformer;
@@ -36,11 +36,10 @@ impl KvCache {
             (num_layers..=most).contains(&layers.len()),
             "one entry a layer"
         );
-        let shape = head_shape(config);
         KvCache {
             layers: layers
                 .iter()
-                .map(|&(_, num_blocks)| KvLayer::new(device, num_blocks, shape))
+                .map(|&(_, num_blocks)| kv_layer(device, config, num_blocks))
                 .collect(),
             group_of_layer: layers.iter().map(|&(group, _)| group).collect(),
         }

@@ -11,5 +11,6 @@ pub mod packed;
 pub mod tensor;
 
 pub use device::Device;
-pub use packed::{Activations, Compute, Packed, Stored};
+pub use kernels_cpu::Compute;
+pub use packed::{Activations, Packed, Stored};
 pub use tensor::{Tensor, View, ViewMut};

@@ -1,7 +1,7 @@
 //! Matrices laid out for the device's matrix product, in the type it multiplies in.
 
-use crate::{Device, View};
-pub use kernels_cpu::gemm::{Activations, Compute, Stored};
+use crate::{Compute, Device, View};
+pub use kernels_cpu::gemm::{Activations, Stored};
 use std::ops::Range;
 
 const THERE: &str = "only a matrix that is there is packed again";

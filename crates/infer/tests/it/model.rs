@@ -264,8 +264,8 @@ fn the_bytes_of_the_cache_follow_the_blocks() {
         ..config.clone()
     }) / 4;
     assert!(
-        block >= 2 * 64 * 2 * 6 * 4,
-        "keys and values of two heads of six, in f32"
+        block >= 2 * 64 * 2 * 6 * 2,
+        "keys and values of two heads of six, in bf16"
     );
     let sliding = 16 * (70u64.div_ceil(64) + 2) + 512 / 64;
     assert_eq!(runner.kv_bytes(&config), (3 * sliding + 80) * block);

@@ -8,14 +8,17 @@
 
 use super::block::{Sizes, product, visible};
 use super::{HeadShape, KV_BLOCK, Memory, TILE, check, visible_blocks};
-use crate::Cpu;
+use crate::factor::{Bf16, F32, Factor, Left, as_floats};
 use crate::pool::SharedMut;
 use crate::row::{self, fold_lanes};
 use crate::simd::{Simd, exp};
+use crate::{Compute, Cpu};
+use std::ptr::null;
 
 /// dq (T, H, K), dk (T, G, K), and the value columns of dqkv.
 pub fn backward(
     cpu: &Cpu,
+    compute: Compute,
     dq: &mut [f32],
     dk: &mut [f32],
     dqkv: &mut [f32],
@@ -46,23 +49,23 @@ pub fn backward(
         shape,
     };
     cpu.pool.for_each(items, &|item| {
-        dispatch!(isa, backward_item(dq: SharedMut<f32>, dk: SharedMut<f32>, dqkv: SharedMut<f32>, inputs: &Inputs, item: usize));
+        dispatch!(isa, backward_item(compute: Compute, dq: SharedMut<f32>, dk: SharedMut<f32>, dqkv: SharedMut<f32>, inputs: &Inputs, item: usize));
     });
 }
 
-/// The sum of a_i b_i.
+/// The sum of a_i b_i, b as it is multiplied elsewhere.
 ///
 /// # Safety
 /// As for [`Simd`]; equal lengths.
 #[inline(always)]
-unsafe fn dot<S: Simd>(a: &[f32], b: &[f32]) -> f32 {
+unsafe fn dot<S: Simd, F: Factor<S>>(a: &[f32], b: &[f32]) -> f32 {
     let (len, a, b) = (a.len(), a.as_ptr(), b.as_ptr());
     // SAFETY: `i + n <= len`.
     unsafe {
         row::sum::<S>(fold_lanes!(S, len, 0.0, |acc, i, n| {
             S::fma(
                 row::load::<S>(a.add(i), n),
-                row::load::<S>(b.add(i), n),
+                F::round(row::load::<S>(b.add(i), n)),
                 acc,
             )
         }))
@@ -83,6 +86,88 @@ struct Inputs<'a> {
 
 #[inline(always)]
 unsafe fn backward_item<S: Simd>(
+    compute: Compute,
+    dq: SharedMut<f32>,
+    dk: SharedMut<f32>,
+    dqkv: SharedMut<f32>,
+    inputs: &Inputs,
+    item: usize,
+) {
+    // SAFETY: forwarded.
+    unsafe {
+        match compute {
+            Compute::F32 => backward_item_as::<S, F32>(dq, dk, dqkv, inputs, item),
+            Compute::Bf16 => backward_item_as::<S, Bf16>(dq, dk, dqkv, inputs, item),
+        }
+    }
+}
+
+/// Rows of a tile as both operands of products.
+struct TileRows<'a> {
+    left: &'a mut [u32],  // (rows, steps of K, parts)
+    right: &'a mut [u32], // (steps of the rows, padded)
+}
+
+impl TileRows<'_> {
+    /// Packs `rows` rows of K values, which lie `stride` apart in x.
+    ///
+    /// # Safety
+    /// As for [`Simd`].
+    #[inline(always)]
+    unsafe fn pack<S: Simd, F: Factor<S>>(
+        &mut self,
+        sizes: Sizes,
+        x: &[f32],
+        stride: usize,
+        rows: usize,
+    ) {
+        let row = |r: usize| x[r * stride..][..sizes.d].as_ptr();
+        let words = sizes.query::<S, F>();
+        assert!(rows <= TILE && self.left.len() >= sizes.queries::<S, F>());
+        assert!(self.right.len() >= TILE / F::STEP * sizes.padded);
+        for r in 0..rows {
+            // SAFETY: a row has K values; after the words of the last there is room for 16 more.
+            unsafe { F::left_of_row(self.left.as_mut_ptr().add(r * words), row(r), sizes.d) };
+        }
+        for r in (0..rows).step_by(F::STEP) {
+            let second = if F::STEP == 2 && r + 1 < rows {
+                row(r + 1)
+            } else {
+                null()
+            };
+            // SAFETY: a row has K values, and a step of these rows `padded` words.
+            unsafe {
+                let step = self.right.as_mut_ptr().add(r / F::STEP * sizes.padded);
+                F::right_of_columns(step, row(r), second, sizes.d);
+            }
+        }
+    }
+}
+
+/// The transposed of x (rows, 64) as a left operand: (steps of the rows, parts, 64).
+///
+/// # Safety
+/// As for [`Simd`].
+#[inline(always)]
+unsafe fn transpose<S: Simd, F: Factor<S>>(out: &mut [u32], x: &[f32], rows: usize) {
+    assert!(out.len() >= TILE * KV_BLOCK && x.len() >= TILE * KV_BLOCK && rows <= TILE);
+    for r in (0..rows).step_by(F::STEP) {
+        // SAFETY: a row has 64 values, and a part as many words.
+        unsafe {
+            let first = x.as_ptr().add(r * KV_BLOCK);
+            let second = if F::STEP == 2 && r + 1 < rows {
+                first.add(KV_BLOCK)
+            } else {
+                null()
+            };
+            let out = out.as_mut_ptr().add(r / F::STEP * F::PARTS * KV_BLOCK);
+            F::left_of_columns(out, KV_BLOCK, first, second, KV_BLOCK);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn backward_item_as<S: Simd, F: Factor<S>>(
     dq: SharedMut<f32>,
     dk: SharedMut<f32>,
     dqkv: SharedMut<f32>,
@@ -110,78 +195,129 @@ unsafe fn backward_item<S: Simd>(
         cu_seqlens[b] as usize,
         (cu_seqlens[b + 1] - cu_seqlens[b]) as usize,
     );
-    let sizes = Sizes::new::<S>(d);
+    let sizes = Sizes::new::<S, F>(d);
     let padded = sizes.padded;
-    let span = len.div_ceil(KV_BLOCK) * KV_BLOCK;
-    // Per sequence: keys and values transposed (blocks of (K, 64)), keys as rows, gradients of both.
+    let blocks = len.div_ceil(KV_BLOCK);
+    let span = blocks * KV_BLOCK;
+    // Per sequence: keys and values transposed, keys as rows, gradients of both; per tile: q and do, p and ds, both
+    // transposed, dq and the sums D.
     let parts = [
-        span * d,
-        span * d,
+        blocks * sizes.key_block(),
+        blocks * sizes.key_block(),
+        blocks * sizes.value_block(),
         span * padded,
         span * padded,
-        span * padded,
+        sizes.row(),
+        sizes.queries::<S, F>(),
+        TILE * padded,
+        sizes.queries::<S, F>(),
+        TILE * padded,
+        TILE * KV_BLOCK,
+        TILE * KV_BLOCK,
+        TILE * KV_BLOCK,
+        TILE * KV_BLOCK,
+        TILE * padded,
+        TILE,
     ];
-    let tile = TILE * (2 * padded + 2 * KV_BLOCK + padded + 1);
-    let len_all = parts.iter().sum::<usize>() + tile;
+    let len_all = parts.iter().sum();
     let mut memory = Memory::take(len_all);
-    let memory = memory.zeroed(len_all);
-    let (keys_t, rest) = memory.split_at_mut(parts[0]);
-    let (values_t, rest) = rest.split_at_mut(parts[1]);
-    let (keys, rest) = rest.split_at_mut(parts[2]);
-    let (dkeys, rest) = rest.split_at_mut(parts[3]);
-    let (dvalues, rest) = rest.split_at_mut(parts[4]);
-    let (q_rows, rest) = rest.split_at_mut(TILE * padded);
-    let (do_rows, rest) = rest.split_at_mut(TILE * padded);
-    let (p, rest) = rest.split_at_mut(TILE * KV_BLOCK);
-    let (ds, rest) = rest.split_at_mut(TILE * KV_BLOCK);
-    let (dqt, delta) = rest.split_at_mut(TILE * padded);
+    let mut rest = memory.zeroed(len_all);
+    let [
+        keys_t,
+        values_t,
+        keys,
+        dkeys,
+        dvalues,
+        row,
+        q_left,
+        q_right,
+        do_left,
+        do_right,
+        p,
+        ds,
+        p_t,
+        ds_t,
+        dqt,
+        delta,
+    ] = parts.map(|len| {
+        let (part, others) = std::mem::take(&mut rest).split_at_mut(len);
+        rest = others;
+        part
+    });
+    let (dkeys, dvalues, p, ds) = (
+        as_floats(dkeys),
+        as_floats(dvalues),
+        as_floats(p),
+        as_floats(ds),
+    );
+    let (dqt, delta) = (as_floats(dqt), as_floats(delta));
+    let mut q_rows = TileRows {
+        left: q_left,
+        right: q_right,
+    };
+    let mut do_rows = TileRows {
+        left: do_left,
+        right: do_right,
+    };
     let value_at = |j: usize| (first + j) * shape.qkv_size() + (h + g + kv_head) * d;
     for j in 0..len {
         let key = &k[((first + j) * g + kv_head) * d..][..d];
-        let block = j / KV_BLOCK * sizes.key_block();
-        sizes.put_key(&mut keys_t[block..], j % KV_BLOCK, key);
-        sizes.put_key(
-            &mut values_t[block..],
-            j % KV_BLOCK,
-            &qkv[value_at(j)..][..d],
-        );
-        keys[j * padded..][..d].copy_from_slice(key);
+        let value = &qkv[value_at(j)..][..d];
+        let (block, slot) = (j / KV_BLOCK, j % KV_BLOCK);
+        let (transposed, rows) = (block * sizes.key_block(), block * sizes.value_block());
+        // SAFETY: forwarded.
+        unsafe {
+            sizes.put_key::<S, F>(&mut keys_t[transposed..], slot, key, row);
+            sizes.put_key::<S, F>(&mut values_t[transposed..], slot, value, row);
+            sizes.put_value::<S, F>(&mut keys[rows..], slot, key, row);
+        }
     }
     let scale = 1.0 / (d as f32).sqrt();
     for head in kv_head * (h / g)..(kv_head + 1) * (h / g) {
         for start in (0..len).step_by(TILE) {
             let rows = TILE.min(len - start);
-            for r in 0..rows {
-                let at = ((first + start + r) * h + head) * d;
-                q_rows[r * padded..][..d].copy_from_slice(&q[at..at + d]);
-                do_rows[r * padded..][..d].copy_from_slice(&d_o[at..at + d]);
-                // SAFETY: both have K values.
-                delta[r] = unsafe { dot::<S>(&o[at..at + d], &d_o[at..at + d]) };
+            let row_at = |r: usize| ((first + start + r) * h + head) * d;
+            // SAFETY: forwarded.
+            unsafe {
+                q_rows.pack::<S, F>(sizes, &q[row_at(0)..], h * d, rows);
+                do_rows.pack::<S, F>(sizes, &d_o[row_at(0)..], h * d, rows);
+                for (r, delta) in delta[..rows].iter_mut().enumerate() {
+                    *delta = dot::<S, F>(&o[row_at(r)..][..d], &d_o[row_at(r)..][..d]);
+                }
             }
             dqt.fill(0.0);
             for block in visible_blocks(start, start + rows - 1, window) {
-                let transposed = block * sizes.key_block();
-                let row_block = block * KV_BLOCK * padded;
+                let transposed = block * sizes.key_block()..(block + 1) * sizes.key_block();
+                let row_block = block * KV_BLOCK * padded..(block + 1) * KV_BLOCK * padded;
+                let value_block = block * sizes.value_block()..(block + 1) * sizes.value_block();
+                let scores = |x: &TileRows| Left {
+                    ptr: x.left.as_ptr(),
+                    row_stride: sizes.query::<S, F>(),
+                    part_stride: 1,
+                };
+                let down = |x: &[u32]| Left {
+                    ptr: x.as_ptr(),
+                    row_stride: 1,
+                    part_stride: KV_BLOCK,
+                };
                 // SAFETY: every part reaches over its tile and block.
                 unsafe {
-                    let (kt, vt) = (
-                        keys_t[transposed..].as_ptr(),
-                        values_t[transposed..].as_ptr(),
-                    );
-                    let full = (rows, KV_BLOCK, d);
-                    product::<S>(
+                    let full = (rows, KV_BLOCK, sizes.steps);
+                    let keys_t = (keys_t[transposed.clone()].as_ptr(), KV_BLOCK);
+                    product::<S, F>(
                         p.as_mut_ptr(),
                         KV_BLOCK,
-                        (q_rows.as_ptr(), padded, 1),
-                        (kt, KV_BLOCK),
+                        scores(&q_rows),
+                        keys_t,
                         full,
                         false,
                     );
-                    product::<S>(
+                    let values_t = (values_t[transposed].as_ptr(), KV_BLOCK);
+                    product::<S, F>(
                         ds.as_mut_ptr(),
                         KV_BLOCK,
-                        (do_rows.as_ptr(), padded, 1),
-                        (vt, KV_BLOCK),
+                        scores(&do_rows),
+                        values_t,
                         full,
                         false,
                     );
@@ -207,38 +343,44 @@ unsafe fn backward_item<S: Simd>(
                             ds[masked].fill(0.0);
                         }
                     }
-                    let key_rows = (keys[row_block..].as_ptr(), padded);
-                    product::<S>(
+                    transpose::<S, F>(p_t, p, rows);
+                    transpose::<S, F>(ds_t, ds, rows);
+                    F::left_in_place(ds.as_mut_ptr(), rows * KV_BLOCK);
+                    product::<S, F>(
                         dqt.as_mut_ptr(),
                         padded,
-                        (ds.as_ptr(), KV_BLOCK, 1),
-                        key_rows,
-                        (rows, padded, KV_BLOCK),
+                        Left {
+                            ptr: ds.as_ptr().cast(),
+                            row_stride: KV_BLOCK / F::STEP * F::PARTS,
+                            part_stride: 1,
+                        },
+                        (keys[value_block].as_ptr(), padded),
+                        (rows, padded, KV_BLOCK / F::STEP),
                         true,
                     );
-                    let down = (KV_BLOCK, padded, rows);
-                    product::<S>(
-                        dkeys[row_block..].as_mut_ptr(),
+                    let over_rows = (KV_BLOCK, padded, rows.div_ceil(F::STEP));
+                    product::<S, F>(
+                        dkeys[row_block.clone()].as_mut_ptr(),
                         padded,
-                        (ds.as_ptr(), 1, KV_BLOCK),
-                        (q_rows.as_ptr(), padded),
-                        down,
+                        down(ds_t),
+                        (q_rows.right.as_ptr(), padded),
+                        over_rows,
                         true,
                     );
-                    product::<S>(
-                        dvalues[row_block..].as_mut_ptr(),
+                    product::<S, F>(
+                        dvalues[row_block].as_mut_ptr(),
                         padded,
-                        (p.as_ptr(), 1, KV_BLOCK),
-                        (do_rows.as_ptr(), padded),
-                        down,
+                        down(p_t),
+                        (do_rows.right.as_ptr(), padded),
+                        over_rows,
                         true,
                     );
                 }
             }
             for r in 0..rows {
-                let at = ((first + start + r) * h + head) * d;
                 // SAFETY: this head of this sequence belongs to this thread.
-                unsafe { dq.slice(at..at + d) }.copy_from_slice(&dqt[r * padded..][..d]);
+                unsafe { dq.slice(row_at(r)..row_at(r) + d) }
+                    .copy_from_slice(&dqt[r * padded..][..d]);
             }
         }
     }

@@ -2,36 +2,36 @@
 
 use super::block::{Queries, Sizes, TOGETHER, attend, memory_len};
 use super::{HeadShape, KV_BLOCK, Memory};
+use crate::factor::{Bf16, F32, Factor, Words, lanes};
 use crate::pool::SharedMut;
+use crate::row::grain;
 use crate::simd::Simd;
-use crate::{Cpu, Isa};
+use crate::{Compute, Cpu, Isa};
 use std::ops::Range;
 
-/// The cache of one layer: blocks of 64 positions, keys transposed.
+/// The cache of one layer: blocks of 64 positions, keys transposed, as factors of the products.
 pub struct KvLayer {
+    isa: Isa,
+    compute: Compute,
     shape: HeadShape,
-    padded: usize,
-    keys: Vec<f32>,   // (blocks, G, K, 64)
-    values: Vec<f32>, // (blocks, G, 64, padded K)
+    sizes: Sizes,
+    keys: Words,   // (blocks, G, steps of K, 64)
+    values: Words, // (blocks, G, steps of 64, padded K)
 }
 
 impl KvLayer {
     /// Room for `num_blocks` blocks, zeroed: a stale value times a probability of zero must be zero.
-    pub fn new(isa: Isa, num_blocks: usize, shape: HeadShape) -> KvLayer {
-        let lanes = crate::gemm::lanes(isa);
-        let padded = shape.head_dim.next_multiple_of(lanes);
-        let slots = num_blocks * shape.num_kv_heads * KV_BLOCK;
+    pub fn new(isa: Isa, compute: Compute, num_blocks: usize, shape: HeadShape) -> KvLayer {
+        let sizes = Sizes::for_lanes(lanes(isa), compute, shape.head_dim);
+        let blocks = num_blocks * shape.num_kv_heads;
         KvLayer {
+            isa,
+            compute,
             shape,
-            padded,
-            keys: vec![0.0; slots * shape.head_dim],
-            values: vec![0.0; slots * padded],
+            sizes,
+            keys: Words::zeroed(blocks * sizes.key_block()),
+            values: Words::zeroed(blocks * sizes.value_block()),
         }
-    }
-
-    /// Blocks.
-    pub fn num_blocks(&self) -> usize {
-        self.keys.len() / (self.shape.num_kv_heads * self.shape.head_dim * KV_BLOCK)
     }
 
     /// Memory held.
@@ -39,11 +39,15 @@ impl KvLayer {
         4 * (self.keys.len() + self.values.len())
     }
 
-    fn sizes(&self) -> Sizes {
-        Sizes {
-            d: self.shape.head_dim,
-            padded: self.padded,
-        }
+    /// The keys and the values of a block of a head.
+    #[inline(always)]
+    fn block(&self, block: usize, kv_head: usize) -> (&[u32], &[u32]) {
+        let at = block * self.shape.num_kv_heads + kv_head;
+        let (key, value) = (at * self.sizes.key_block(), at * self.sizes.value_block());
+        (
+            &self.keys.as_slice()[key..],
+            &self.values.as_slice()[value..],
+        )
     }
 }
 
@@ -58,21 +62,76 @@ pub struct CachedSequence<'a> {
 }
 
 /// Writes keys (T, G, K) and the values of qkv at `slots` (T), slot = block * 64 + offset.
-pub fn append_kv(_cpu: &Cpu, cache: &mut KvLayer, k: &[f32], qkv: &[f32], slots: &[u32]) {
+pub fn append_kv(cpu: &Cpu, cache: &mut KvLayer, k: &[f32], qkv: &[f32], slots: &[u32]) {
+    let (isa, compute, shape, sizes) = (cpu.isa(), cache.compute, cache.shape, cache.sizes);
+    assert_eq!(cache.isa, isa, "a cache belongs to one instruction set");
+    let keys = SharedMut::new(cache.keys.as_mut_slice());
+    let values = SharedMut::new(cache.values.as_mut_slice());
+    let grain = grain(2 * slots.len() * shape.head_dim);
+    cpu.pool.for_ranges(shape.num_kv_heads, grain, &|heads| {
+        dispatch!(isa, append_heads(compute: Compute, keys: SharedMut<u32>, values: SharedMut<u32>, k: &[f32], qkv: &[f32], slots: &[u32], shape: HeadShape, sizes: Sizes, heads: Range<usize>));
+    });
+}
+
+/// The keys and values of some heads.
+#[inline(always)]
+unsafe fn append_heads<S: Simd>(
+    compute: Compute,
+    keys: SharedMut<u32>,
+    values: SharedMut<u32>,
+    k: &[f32],
+    qkv: &[f32],
+    slots: &[u32],
+    shape: HeadShape,
+    sizes: Sizes,
+    heads: Range<usize>,
+) {
+    macro_rules! with {
+        ($factor:ty) => {
+            append_heads_as::<S, $factor>(keys, values, k, qkv, slots, shape, sizes, heads)
+        };
+    }
+    // SAFETY: forwarded.
+    unsafe {
+        match compute {
+            Compute::F32 => with!(F32),
+            Compute::Bf16 => with!(Bf16),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn append_heads_as<S: Simd, F: Factor<S>>(
+    keys: SharedMut<u32>,
+    values: SharedMut<u32>,
+    k: &[f32],
+    qkv: &[f32],
+    slots: &[u32],
+    shape: HeadShape,
+    sizes: Sizes,
+    heads: Range<usize>,
+) {
     let HeadShape {
         num_heads: h,
         num_kv_heads: g,
         head_dim: d,
-    } = cache.shape;
-    let sizes = cache.sizes();
-    for (t, &slot) in slots.iter().enumerate() {
-        let (block, slot) = (slot as usize / KV_BLOCK, slot as usize % KV_BLOCK);
-        for head in 0..g {
+    } = shape;
+    let mut memory = Memory::take(sizes.row());
+    let row = memory.zeroed(sizes.row());
+    for head in heads {
+        for (t, &slot) in slots.iter().enumerate() {
+            let (block, slot) = (slot as usize / KV_BLOCK, slot as usize % KV_BLOCK);
             let at = block * g + head;
             let key = &k[(t * g + head) * d..][..d];
-            let value = &qkv[t * cache.shape.qkv_size() + (h + g + head) * d..][..d];
-            sizes.put_key(&mut cache.keys[at * sizes.key_block()..], slot, key);
-            sizes.put_value(&mut cache.values[at * sizes.value_block()..], slot, value);
+            let value = &qkv[t * shape.qkv_size() + (h + g + head) * d..][..d];
+            let (key_at, value_at) = (at * sizes.key_block(), at * sizes.value_block());
+            // SAFETY: the blocks of this head belong to this thread.
+            unsafe {
+                let keys = keys.slice(key_at..key_at + sizes.key_block());
+                let values = values.slice(value_at..value_at + sizes.value_block());
+                sizes.put_key::<S, F>(keys, slot, key, row);
+                sizes.put_value::<S, F>(values, slot, value, row);
+            }
         }
     }
 }
@@ -88,6 +147,7 @@ pub fn forward_cached(
 ) {
     assert_eq!(o.len(), q.len(), "attention: o is not (T, H, K)");
     let isa = cpu.isa();
+    assert_eq!(cache.isa, isa, "a cache belongs to one instruction set");
     let out = SharedMut::new(o);
     let HeadShape {
         num_heads: h,
@@ -121,13 +181,32 @@ unsafe fn cached_item<S: Simd>(
     kv_head: usize,
     some: Range<usize>,
 ) {
-    let HeadShape {
-        num_kv_heads: g,
-        head_dim: d,
-        ..
-    } = cache.shape;
-    let sizes = cache.sizes();
-    let len = memory_len(sizes, some.len());
+    macro_rules! with {
+        ($factor:ty) => {
+            cached_item_as::<S, $factor>(out, q, cache, seq, window, kv_head, some)
+        };
+    }
+    // SAFETY: forwarded.
+    unsafe {
+        match cache.compute {
+            Compute::F32 => with!(F32),
+            Compute::Bf16 => with!(Bf16),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn cached_item_as<S: Simd, F: Factor<S>>(
+    out: SharedMut<f32>,
+    q: &[f32],
+    cache: &KvLayer,
+    seq: &CachedSequence,
+    window: Option<usize>,
+    kv_head: usize,
+    some: Range<usize>,
+) {
+    let (sizes, d) = (cache.sizes, cache.shape.head_dim);
+    let len = memory_len::<S, F>(sizes, some.len());
     let mut memory = Memory::take(len);
     let memory = memory.zeroed(len);
     let queries = Queries {
@@ -137,14 +216,10 @@ unsafe fn cached_item<S: Simd>(
         first_pos: seq.first_pos,
         window,
     };
-    let block = |b: usize| {
-        let at = seq.block_table[b] as usize * g + kv_head;
-        let (key, value) = (at * sizes.key_block(), at * sizes.value_block());
-        (&cache.keys[key..], &cache.values[value..])
-    };
+    let block = |b: usize| cache.block(seq.block_table[b] as usize, kv_head);
     // SAFETY: these rows of these heads belong to this item alone.
     unsafe {
-        attend::<S>(memory, sizes, queries, some, q, block, |row, tile, r| {
+        attend::<S, F>(memory, sizes, queries, some, q, block, |row, tile, r| {
             tile.finish(r, out.slice(row * d..(row + 1) * d));
         });
     }

@@ -10,6 +10,10 @@
 //! on the chunking of a prompt, or on whether keys come from a batch or from a cache.
 //! A block that a row does not see leaves that row untouched.
 //!
+//! Factors of the products are queries, keys, values and weights, in backward also the gradients of the output and
+//! of the scores. In bf16 each is rounded once, as it is packed; scores, softmax and sums are f32, and a row is
+//! divided by the sum of its unrounded weights. The largest weight is 1, so that a row of one key is that value.
+//!
 //! Shapes: T tokens, H query heads, G key-value heads, K head_dim; scores never leave the block.
 //! Source: Dao et al. 2022, arXiv:2205.14135; Milakov & Gimelshein 2018, arXiv:1805.02867.
 
@@ -21,9 +25,10 @@ pub use crate::qk_norm_rope::HeadShape;
 pub use backward::backward;
 pub use cached::{CachedSequence, KvLayer, append_kv, forward_cached};
 
-use crate::Cpu;
+use crate::factor::{Bf16, F32, Factor, Words};
 use crate::pool::SharedMut;
 use crate::simd::Simd;
+use crate::{Compute, Cpu};
 use block::{Queries, Sizes, TOGETHER, attend, memory_len};
 use std::cell::Cell;
 
@@ -35,36 +40,32 @@ const TILE: usize = 16;
 
 thread_local! {
     /// This thread's working memory, kept between calls.
-    static MEMORY: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    static MEMORY: Cell<Words> = const { Cell::new(Words::new()) };
 }
-
-/// Values of a cache line.
-const LINE: usize = 16;
 
 /// The thread's working memory while it is in use; goes back when dropped. (A value and not a closure:
 /// what is compiled for one instruction set must not cross a function that is not.)
-struct Memory(Vec<f32>);
+struct Memory(Words);
 
 impl Memory {
-    /// At least `len` values.
+    /// At least `len` words.
     fn take(len: usize) -> Memory {
-        let mut memory = MEMORY.take();
-        memory.resize(memory.len().max(len + LINE), 0.0);
-        Memory(memory)
+        let mut words = MEMORY.replace(Words::new());
+        words.reserve(len);
+        Memory(words)
     }
 
-    /// Its first `len` values from the border of a cache line on, zeroed.
-    fn zeroed(&mut self, len: usize) -> &mut [f32] {
-        let start = self.0.as_ptr().align_offset(4 * LINE);
-        let values = &mut self.0[start..start + len];
-        values.fill(0.0);
-        values
+    /// Its first `len` words, zeroed.
+    fn zeroed(&mut self, len: usize) -> &mut [u32] {
+        let words = &mut self.0.as_mut_slice()[..len];
+        words.fill(0);
+        words
     }
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        MEMORY.set(std::mem::take(&mut self.0));
+        MEMORY.set(std::mem::replace(&mut self.0, Words::new()));
     }
 }
 
@@ -77,6 +78,7 @@ fn visible_blocks(first: usize, last: usize, window: Option<usize>) -> std::ops:
 /// o (T, H, K), lse (T, H) for packed sequences `cu_seqlens` (B+1). Values are read from qkv.
 pub fn forward(
     cpu: &Cpu,
+    compute: Compute,
     o: &mut [f32],
     lse: &mut [f32],
     q: &[f32],
@@ -96,7 +98,7 @@ pub fn forward(
     let (out, lse) = (SharedMut::new(o), SharedMut::new(lse));
     let items = (cu_seqlens.len() - 1) * shape.num_kv_heads;
     cpu.pool.for_each(items, &|item| {
-        dispatch!(isa, forward_item(out: SharedMut<f32>, lse: SharedMut<f32>, q: &[f32], k: &[f32], qkv: &[f32], cu_seqlens: &[u32], window: Option<usize>, shape: HeadShape, item: usize));
+        dispatch!(isa, forward_item(compute: Compute, out: SharedMut<f32>, lse: SharedMut<f32>, q: &[f32], k: &[f32], qkv: &[f32], cu_seqlens: &[u32], window: Option<usize>, shape: HeadShape, item: usize));
     });
 }
 
@@ -121,6 +123,33 @@ fn check(o: usize, q: usize, k: usize, qkv: usize, cu_seqlens: &[u32], shape: He
 /// One sequence and one key-value head with its query heads.
 #[inline(always)]
 unsafe fn forward_item<S: Simd>(
+    compute: Compute,
+    out: SharedMut<f32>,
+    lse: SharedMut<f32>,
+    q: &[f32],
+    k: &[f32],
+    qkv: &[f32],
+    cu_seqlens: &[u32],
+    window: Option<usize>,
+    shape: HeadShape,
+    item: usize,
+) {
+    macro_rules! with {
+        ($factor:ty) => {
+            forward_item_as::<S, $factor>(out, lse, q, k, qkv, cu_seqlens, window, shape, item)
+        };
+    }
+    // SAFETY: forwarded.
+    unsafe {
+        match compute {
+            Compute::F32 => with!(F32),
+            Compute::Bf16 => with!(Bf16),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn forward_item_as<S: Simd, F: Factor<S>>(
     out: SharedMut<f32>,
     lse: SharedMut<f32>,
     q: &[f32],
@@ -144,22 +173,26 @@ unsafe fn forward_item<S: Simd>(
     if len == 0 {
         return;
     }
-    let sizes = Sizes::new::<S>(d);
+    let sizes = Sizes::new::<S, F>(d);
     let heads = h / g;
     let blocks = len.div_ceil(KV_BLOCK);
     let keys_len = blocks * sizes.key_block();
     let values_len = blocks * sizes.value_block();
-    let tiles_len = memory_len(sizes, TOGETHER.min(len * heads));
-    let mut memory = Memory::take(keys_len + values_len + tiles_len);
-    let memory = memory.zeroed(keys_len + values_len + tiles_len);
-    let (keys, rest) = memory.split_at_mut(keys_len);
-    let (values, tiles) = rest.split_at_mut(values_len);
+    let tiles_len = memory_len::<S, F>(sizes, TOGETHER.min(len * heads));
+    let all = keys_len + values_len + sizes.row() + tiles_len;
+    let mut memory = Memory::take(all);
+    let (keys, rest) = memory.zeroed(all).split_at_mut(keys_len);
+    let (values, rest) = rest.split_at_mut(values_len);
+    let (row, tiles) = rest.split_at_mut(sizes.row());
     for j in 0..len {
         let key = &k[((first + j) * g + kv_head) * d..][..d];
         let value = &qkv[(first + j) * shape.qkv_size() + (h + g + kv_head) * d..][..d];
         let (block, slot) = (j / KV_BLOCK, j % KV_BLOCK);
-        sizes.put_key(&mut keys[block * sizes.key_block()..], slot, key);
-        sizes.put_value(&mut values[block * sizes.value_block()..], slot, value);
+        // SAFETY: forwarded.
+        unsafe {
+            sizes.put_key::<S, F>(&mut keys[block * sizes.key_block()..], slot, key, row);
+            sizes.put_value::<S, F>(&mut values[block * sizes.value_block()..], slot, value, row);
+        }
     }
     let (keys, values) = (&*keys, &*values);
     let block = |b: usize| {
@@ -177,7 +210,7 @@ unsafe fn forward_item<S: Simd>(
         let some = start..(len * heads).min(start + TOGETHER);
         // SAFETY: the rows of these heads of one sequence belong to this thread.
         unsafe {
-            attend::<S>(tiles, sizes, queries, some, q, block, |row, tile, r| {
+            attend::<S, F>(tiles, sizes, queries, some, q, block, |row, tile, r| {
                 let l = tile.finish(r, out.slice(row * d..(row + 1) * d));
                 lse.slice(row..row + 1)[0] = l;
             });

@@ -24,16 +24,16 @@ mod tests;
 mod tn;
 
 pub use blocks::Activations;
-pub(crate) use pack::lanes;
-pub use pack::{Compute, Packed, Stored};
+pub use pack::{Packed, Stored};
 pub use tn::matmul_tn;
 pub(crate) use tn::{Rows, groups_tn};
 
+use crate::factor::{Bf16, F32, Left, Words};
 use crate::pool::SharedMut;
 use crate::simd::Simd;
-use crate::{Cpu, Isa, Store};
-use micro::{Bf16, Chain, F32, Floats, Kernel, Left, Tile};
-use pack::{Factors, Part, Words};
+use crate::{Compute, Cpu, Isa, Store};
+use micro::{Chain, Floats, Kernel, Tile};
+use pack::{Factors, Part};
 use std::cell::Cell;
 use std::ops::Range;
 

@@ -1,65 +1,12 @@
 //! Right operands in panels, and the memory that packed operands live in.
 
 use super::blocks::{self, Activations};
-use super::micro::{Bf16, F32, Factor};
+use crate::factor::{Bf16, F32, Factor, Words, lanes};
 use crate::pool::SharedMut;
 use crate::simd::Simd;
-use crate::{Cpu, Isa};
+use crate::{Compute, Cpu, Isa};
 use numerics::BlockType;
 use std::ops::Range;
-
-/// Type of the factors of a product; sums are f32.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Compute {
-    /// 32-bit floating point.
-    F32,
-    /// bfloat16, rounded to nearest even.
-    Bf16,
-}
-
-/// `Simd::LANES` of an instruction set, for layouts that are fixed outside of it.
-pub(crate) fn lanes(isa: Isa) -> usize {
-    match isa {
-        Isa::Avx512 | Isa::Avx512Bf16 => 16,
-        Isa::Avx2 | Isa::Portable => 8,
-        Isa::Neon => 4,
-    }
-}
-
-/// Words of four bytes, aligned to cache lines.
-pub(super) struct Words(Vec<Line>);
-
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([u32; 16]);
-
-impl Words {
-    pub(super) const fn new() -> Words {
-        Words(Vec::new())
-    }
-
-    /// Makes room for `len` words; new ones are zero.
-    pub(super) fn reserve(&mut self, len: usize) {
-        let lines = len.div_ceil(16);
-        if lines > self.0.len() {
-            self.0.resize(lines, Line([0; 16]));
-        }
-    }
-
-    pub(super) fn as_mut_slice(&mut self) -> &mut [u32] {
-        let len = self.0.len() * 16;
-        // SAFETY: a line is sixteen words without padding.
-        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), len) }
-    }
-
-    pub(super) fn as_ptr(&self) -> *const u32 {
-        self.0.as_ptr().cast()
-    }
-
-    pub(super) fn as_mut_ptr(&mut self) -> *mut u32 {
-        self.0.as_mut_ptr().cast()
-    }
-}
 
 /// Rows of a matrix as a file or an array holds them, row-major.
 #[derive(Clone, Copy, Debug)]
@@ -106,8 +53,7 @@ impl Part {
     ) -> Part {
         let lanes = lanes(isa);
         let panel_words = match factors {
-            Factors::Floats(Compute::F32) => k * 2 * lanes,
-            Factors::Floats(Compute::Bf16) => k.div_ceil(2) * 2 * lanes,
+            Factors::Floats(compute) => k.div_ceil(compute.step()) * 2 * lanes,
             Factors::Blocks(block_type) => blocks::panel_words(isa, block_type, k),
         };
         let panels = n.div_ceil(2 * lanes);

@@ -5,12 +5,12 @@
 //! group; the sum of a stretch is one chain from zero, in the order of the rows, and is added to c once.
 //! Both sides are packed as they are read: tiles of a, then some panels of b at a time.
 
-use super::micro::{self, Bf16, Chain, F32, Factor, Floats, Left, Tile};
-use super::pack::{Compute, lanes};
+use super::micro::{self, Chain, Floats, Tile};
 use super::{Scratch, part};
+use crate::factor::{Bf16, F32, Factor, Left, lanes};
 use crate::pool::{PIECES, SharedMut};
 use crate::simd::Simd;
-use crate::{Cpu, Isa};
+use crate::{Compute, Cpu, Isa};
 use std::ops::Range;
 
 /// Steps of a stretch: one of a panel of b takes half of a first-level cache of 48 KiB. The bits of a sum depend on

@@ -1,10 +1,10 @@
 //! Attention against f64 loops, and the three paths (training, prefill in chunks, decode) bit for bit.
 
 use super::{normal, on_every_isa};
-use dokja_kernels_cpu::Cpu;
 use dokja_kernels_cpu::attention::{
     CachedSequence, HeadShape, KV_BLOCK, KvLayer, append_kv, forward, forward_cached,
 };
+use dokja_kernels_cpu::{Compute, Cpu};
 
 const SHAPES: [HeadShape; 3] = [
     HeadShape {
@@ -44,10 +44,19 @@ fn inputs(t: usize, shape: HeadShape) -> Inputs {
     }
 }
 
-fn trained(cpu: &Cpu, x: &Inputs, cu: &[u32], window: Option<usize>, shape: HeadShape) -> Vec<f32> {
+fn trained(
+    cpu: &Cpu,
+    compute: Compute,
+    x: &Inputs,
+    cu: &[u32],
+    window: Option<usize>,
+    shape: HeadShape,
+) -> Vec<f32> {
     let mut o = vec![0.0; x.q.len()];
     let mut lse = vec![0.0; x.q.len() / shape.head_dim];
-    forward(cpu, &mut o, &mut lse, &x.q, &x.k, &x.qkv, cu, window, shape);
+    forward(
+        cpu, compute, &mut o, &mut lse, &x.q, &x.k, &x.qkv, cu, window, shape,
+    );
     o
 }
 
@@ -63,7 +72,7 @@ fn forward_agrees_with_f64_loops_for_windows_and_packed_sequences() {
             } = shape;
             let x = inputs(220, shape);
             for window in WINDOWS {
-                let o = trained(cpu, &x, &cu, window, shape);
+                let o = trained(cpu, Compute::F32, &x, &cu, window, shape);
                 for s in cu.windows(2) {
                     for t in s[0] as usize..s[1] as usize {
                         let first = window
@@ -107,13 +116,14 @@ fn training_prefill_in_chunks_and_decode_give_the_same_bits() {
             let t = 211;
             let x = inputs(t, shape);
             let (q_size, k_size, qkv_size) = (x.q.len() / t, x.k.len() / t, shape.qkv_size());
-            for window in WINDOWS {
-                let expected = trained(cpu, &x, &[0, t as u32], window, shape);
+            let types = [Compute::F32, Compute::Bf16];
+            for (compute, window) in types.iter().flat_map(|&c| WINDOWS.map(|w| (c, w))) {
+                let expected = trained(cpu, compute, &x, &[0, t as u32], window, shape);
                 for chunk in [1, 7, 64, 100, 211] {
                     // Blocks lie in reverse, so that a mixed-up table shows.
                     let blocks = t.div_ceil(KV_BLOCK);
                     let table: Vec<u32> = (0..blocks as u32).rev().collect();
-                    let mut cache = KvLayer::new(cpu.isa(), blocks, shape);
+                    let mut cache = KvLayer::new(cpu.isa(), compute, blocks, shape);
                     let mut got = Vec::new();
                     for start in (0..t).step_by(chunk) {
                         let end = (start + chunk).min(t);

@@ -2,9 +2,9 @@
 //! multiplies in f64 with the weights as `numerics` reads them: what is left is the order of sums in f32.
 
 use super::{normal, on_every_isa};
-use dokja_kernels_cpu::Store;
-use dokja_kernels_cpu::gemm::{Activations, Compute, Packed, Stored, matmul};
+use dokja_kernels_cpu::gemm::{Activations, Packed, Stored, matmul};
 use dokja_kernels_cpu::grouped_gemm::grouped_matmul;
+use dokja_kernels_cpu::{Compute, Store};
 use numerics::BlockType;
 
 const TYPES: [BlockType; 8] = [

@@ -2,9 +2,9 @@
 //! at most k * 2^-23 of its absolute sum; the factors of bf16 are rounded before the oracle sees them.
 
 use super::{normal, on_every_isa};
-use dokja_kernels_cpu::Store;
-use dokja_kernels_cpu::gemm::{Compute, Packed, matmul, matmul_tn};
+use dokja_kernels_cpu::gemm::{Packed, matmul, matmul_tn};
 use dokja_kernels_cpu::grouped_gemm::{grouped_matmul, grouped_matmul_tn};
+use dokja_kernels_cpu::{Compute, Store};
 use half::bf16;
 
 /// (m, n, k): one, odd, around tile and panel borders, and one of a real layer.

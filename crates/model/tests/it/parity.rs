@@ -286,9 +286,13 @@ fn prompts_are_read_but_not_learned() {
 
 #[test]
 fn in_bf16_every_result_is_as_near_as_the_rounding_of_factors_allows() {
-    // A head of two is normed to little more than an angle, which rounding can turn by any amount.
+    // A head of two is normed to little more than an angle, which rounding can turn by any amount; at a limit of an
+    // activation its gradient jumps from one to zero.
+    let is_smooth = |config: &ModelConfig| {
+        config.head_dim > 2 && config.swiglu_limits.iter().all(Option::is_none)
+    };
     let variants = tiny_model::variants().into_iter();
-    for (name, config) in variants.filter(|(_, config)| config.head_dim > 2) {
+    for (name, config) in variants.filter(|(_, config)| is_smooth(config)) {
         // With all experts chosen, in an order that the bias settles alone, rounding cannot change the
         // choice, at which the results jump.
         let config = ModelConfig {

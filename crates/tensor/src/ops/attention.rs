@@ -1,6 +1,6 @@
 //! Causal grouped-query attention with sliding windows. Formulas and proofs: `kernels_cpu::attention`.
 
-use crate::{Device, View, ViewMut};
+use crate::{Compute, Device, View, ViewMut};
 use kernels_cpu::attention as cpu_kernel;
 pub use kernels_cpu::attention::{CachedSequence, KV_BLOCK};
 pub use kernels_cpu::qk_norm_rope::HeadShape;
@@ -12,12 +12,15 @@ pub enum KvLayer {
 }
 
 impl KvLayer {
-    /// Room for `num_blocks` blocks.
-    pub fn new(device: &Device, num_blocks: usize, shape: HeadShape) -> KvLayer {
+    /// Room for `num_blocks` blocks, which are kept as the type they are multiplied in.
+    pub fn new(device: &Device, compute: Compute, num_blocks: usize, shape: HeadShape) -> KvLayer {
         match device {
-            Device::Cpu(cpu) => {
-                KvLayer::Cpu(cpu_kernel::KvLayer::new(cpu.isa(), num_blocks, shape))
-            }
+            Device::Cpu(cpu) => KvLayer::Cpu(cpu_kernel::KvLayer::new(
+                cpu.isa(),
+                compute,
+                num_blocks,
+                shape,
+            )),
         }
     }
 
@@ -32,6 +35,7 @@ impl KvLayer {
 /// o (T, H, K), lse (T, H) for packed sequences.
 pub fn forward(
     device: &Device,
+    compute: Compute,
     o: ViewMut,
     lse: ViewMut,
     q: View,
@@ -50,13 +54,14 @@ pub fn forward(
             View::Cpu(k),
             View::Cpu(qkv),
             View::Cpu(cu_seqlens),
-        ) => cpu_kernel::forward(cpu, o, lse, q, k, qkv, cu_seqlens, window, shape),
+        ) => cpu_kernel::forward(cpu, compute, o, lse, q, k, qkv, cu_seqlens, window, shape),
     }
 }
 
 /// dq, dk, and the value columns of dqkv.
 pub fn backward(
     device: &Device,
+    compute: Compute,
     dq: ViewMut,
     dk: ViewMut,
     dqkv: ViewMut,
@@ -84,7 +89,7 @@ pub fn backward(
             View::Cpu(qkv),
             View::Cpu(cu_seqlens),
         ) => cpu_kernel::backward(
-            cpu, dq, dk, dqkv, d_o, o, lse, q, k, qkv, cu_seqlens, window, shape,
+            cpu, compute, dq, dk, dqkv, d_o, o, lse, q, k, qkv, cu_seqlens, window, shape,
         ),
     }
 }

@@ -1,10 +1,8 @@
 //! Matrix products with a packed right operand, and their weight gradient. Formulas and proofs: `kernels_cpu::gemm`.
 
-use crate::Packed;
-use crate::{Device, View, ViewMut};
+use crate::{Compute, Device, Packed, View, ViewMut};
 pub use kernels_cpu::Store;
 use kernels_cpu::gemm as cpu_kernel;
-pub use kernels_cpu::gemm::Compute;
 
 /// y (m, n) = x (m, k) times the packed matrix; adds to y when `store` says so.
 pub fn matmul(device: &Device, y: ViewMut, x: View, b: &Packed, store: Store) {

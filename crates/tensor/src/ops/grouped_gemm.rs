@@ -1,9 +1,8 @@
 //! Matrix products of groups of rows, each with its own matrix (the experts). Formulas and proofs: `kernels_cpu::grouped_gemm`.
 
 use crate::packed::PackedRange;
-use crate::{Device, View, ViewMut};
+use crate::{Compute, Device, View, ViewMut};
 use kernels_cpu::Store;
-use kernels_cpu::gemm::Compute;
 use kernels_cpu::grouped_gemm as cpu_kernel;
 
 /// Rows `offsets[e]..offsets[e+1]` of y (N, n) = those of x (gathered by `rows`) times `b[e]`; a group without rows needs

@@ -1,14 +1,15 @@
 //! Causal grouped-query attention of packed sequences: `reference::ops::attention`, one by one.
 
 use super::boxed;
+use super::gemm::factors;
 use crate::case::{
     Case, Cost, Gradient, Kernel, Mode, Output, beside, columns, dot, normal, upload,
 };
-use crate::compare::{Tolerance, to_f32, to_f64};
+use crate::compare::{Tolerance, sums, to_f32, to_f64};
 use reference::ops;
 use std::ops::Range;
-use tensor::Device;
 use tensor::ops::attention::{self, CachedSequence, HeadShape, KV_BLOCK, KvLayer};
+use tensor::{Compute, Device};
 
 /// Lengths of the sequences, H, G, K, and the window (0 for none): one token; odd; windows of one, inside
 /// a block of 64 keys, of a block, beyond it, beyond the sequence; empty sequences; lengths around tiles
@@ -38,7 +39,13 @@ pub fn cases(mode: Mode) -> Vec<Box<dyn Case>> {
     } else {
         &SIZES
     };
+    // Gradients by differences: the roundings of bf16 are steps.
+    let types = match mode {
+        Mode::Grad => &[Compute::F32][..],
+        Mode::Conform | Mode::Perf => &[Compute::F32, Compute::Bf16],
+    };
     let all = sizes.iter().map(|&(lens, h, g, k, window)| Packed {
+        compute: Compute::F32,
         lens,
         shape: HeadShape {
             num_heads: h,
@@ -46,6 +53,10 @@ pub fn cases(mode: Mode) -> Vec<Box<dyn Case>> {
             head_dim: k,
         },
         window: (window > 0).then_some(window),
+    });
+    let all = types.iter().flat_map(|&compute| {
+        let of_type = move |packed| Packed { compute, ..packed };
+        all.clone().map(of_type)
     });
     let forward = all.clone().map(Forward);
     // A token of each sequence, and several, against a cache.
@@ -64,6 +75,7 @@ pub fn cases(mode: Mode) -> Vec<Box<dyn Case>> {
 /// The inputs of all.
 #[derive(Clone)]
 struct Packed {
+    compute: Compute,
     lens: &'static [usize],
     shape: HeadShape,
     window: Option<usize>,
@@ -121,6 +133,10 @@ impl Packed {
     fn d_o(&self) -> Vec<f32> {
         normal(self.tokens() * self.widths().0, "do")
     }
+    /// Factors of products, as they are multiplied.
+    fn factors(&self, x: &[f32]) -> Vec<f64> {
+        factors(self.compute, x)
+    }
     /// The value columns of qkv.
     fn values(&self, qkv: &[f64]) -> Vec<f64> {
         let size = self.shape.qkv_size();
@@ -173,8 +189,9 @@ impl Packed {
     }
     /// -> dq, dk, dv.
     fn backward(&self) -> [Vec<f64>; 3] {
-        let (d_o, q, k) = (to_f64(&self.d_o()), to_f64(&self.q()), to_f64(&self.k()));
-        let v = self.values(&to_f64(&self.qkv()));
+        let (d_o, q) = (self.factors(&self.d_o()), self.factors(&self.q()));
+        let k = self.factors(&self.k());
+        let v = self.values(&self.factors(&self.qkv()));
         let [mut dq, mut dk, mut dv] = [Vec::new(), Vec::new(), Vec::new()];
         for of in self.sequences() {
             let ([q, k], [d_o, v]) = (self.rows(&of, &q, &k), self.rows(&of, &d_o, &v));
@@ -199,7 +216,21 @@ impl Packed {
 
 /// Scores are sums of K products and stand in an exponent: an error of a score is one of a probability.
 /// Gradients are differences of such, all of them zero where a query sees one key.
+/// In bf16 the oracle rounds what it is given, and probabilities and gradients of scores are each off by a relative
+/// 2^-9 at most where they are multiplied.
 fn tolerance(packed: &Packed) -> Tolerance {
+    let terms = 16 * packed.shape.head_dim + packed.tokens();
+    match packed.compute {
+        Compute::F32 => Tolerance::differences(terms),
+        Compute::Bf16 => Tolerance::NmseOfTerms {
+            bound: sums(terms) + 2f64.powi(-18),
+            size: 1.0,
+        },
+    }
+}
+
+/// Of the logarithms, which no rounded factor but those that are given reaches.
+fn tolerance_of_lse(packed: &Packed) -> Tolerance {
     Tolerance::differences(16 * packed.shape.head_dim + packed.tokens())
 }
 
@@ -212,6 +243,9 @@ impl Case for Forward {
     fn dims(&self) -> Vec<(&'static str, usize)> {
         self.0.dims()
     }
+    fn compute(&self) -> Compute {
+        self.0.compute
+    }
     fn cost(&self) -> Cost {
         let (t, (q, k)) = (self.0.tokens(), self.0.widths());
         Cost::values(t * (q + 2 * k), t * q).multiply_adds(2.0 * self.0.product())
@@ -221,12 +255,12 @@ impl Case for Forward {
         let tolerance = tolerance(&self.0);
         vec![
             Output::new("o", t * q, tolerance),
-            Output::new("lse", t * self.0.shape.num_heads, tolerance),
+            Output::new("lse", t * self.0.shape.num_heads, tolerance_of_lse(&self.0)),
         ]
     }
     fn reference(&self) -> Vec<Vec<f64>> {
-        let (q, k) = (to_f64(&self.0.q()), to_f64(&self.0.k()));
-        let v = self.0.values(&to_f64(&self.0.qkv()));
+        let (q, k) = (self.0.factors(&self.0.q()), self.0.factors(&self.0.k()));
+        let v = self.0.values(&self.0.factors(&self.0.qkv()));
         vec![self.0.forward(&q, &k, &v), self.0.lse(&q, &k)]
     }
     fn kernel<'a>(&'a self, device: &'a Device) -> Kernel<'a> {
@@ -240,7 +274,18 @@ impl Case for Forward {
             };
             let (o, lse) = (o.floats_mut(), lse.floats_mut());
             let (q, k, qkv, cu_seqlens) = (q.view(), k.view(), qkv.view(), cu_seqlens.view());
-            attention::forward(device, o, lse, q, k, qkv, cu_seqlens, window, shape);
+            attention::forward(
+                device,
+                self.0.compute,
+                o,
+                lse,
+                q,
+                k,
+                qkv,
+                cu_seqlens,
+                window,
+                shape,
+            );
         })
     }
 }
@@ -266,6 +311,9 @@ impl Case for Backward {
     fn dims(&self) -> Vec<(&'static str, usize)> {
         self.0.dims()
     }
+    fn compute(&self) -> Compute {
+        self.0.compute
+    }
     fn cost(&self) -> Cost {
         let (t, (q, k)) = (self.0.tokens(), self.0.widths());
         // q k, do v, and the three gradients.
@@ -285,8 +333,8 @@ impl Case for Backward {
         vec![dq, dk, self.dqkv(&to_f64(&self.old()), &dv)]
     }
     fn kernel<'a>(&'a self, device: &'a Device) -> Kernel<'a> {
-        let (q, k) = (to_f64(&self.0.q()), to_f64(&self.0.k()));
-        let v = self.0.values(&to_f64(&self.0.qkv()));
+        let (q, k) = (self.0.factors(&self.0.q()), self.0.factors(&self.0.k()));
+        let v = self.0.values(&self.0.factors(&self.0.qkv()));
         let o = upload(device, &to_f32(&self.0.forward(&q, &k, &v)));
         let lse = upload(device, &to_f32(&self.0.lse(&q, &k)));
         let (q, k) = (upload(device, &self.0.q()), upload(device, &self.0.k()));
@@ -298,6 +346,7 @@ impl Case for Backward {
             };
             attention::backward(
                 device,
+                self.0.compute,
                 dq.floats_mut(),
                 dk.floats_mut(),
                 dqkv.floats_mut(),
@@ -378,7 +427,12 @@ impl Cached {
     }
     /// A cache that holds all tokens.
     fn cache(&self, device: &Device) -> KvLayer {
-        let mut cache = KvLayer::new(device, self.num_blocks(), self.packed.shape);
+        let mut cache = KvLayer::new(
+            device,
+            self.packed.compute,
+            self.num_blocks(),
+            self.packed.shape,
+        );
         let k = upload(device, &self.packed.k());
         let qkv = upload(device, &self.packed.qkv());
         let slots = upload(device, &self.slots());
@@ -394,6 +448,9 @@ impl Case for Cached {
     fn dims(&self) -> Vec<(&'static str, usize)> {
         [&[("rows", self.rows)], &self.packed.dims()[..]].concat()
     }
+    fn compute(&self) -> Compute {
+        self.packed.compute
+    }
     fn cost(&self) -> Cost {
         let (q, k) = self.packed.widths();
         let (mut pairs, mut keys) = (0, 0);
@@ -406,15 +463,22 @@ impl Case for Cached {
             keys += len - seen(len - queries.len()).start();
         }
         let rows = self.num_queries() * q;
-        Cost::values(rows + 2 * keys * k, rows).multiply_adds((2 * pairs * q) as f64)
+        let cached = match self.packed.compute {
+            Compute::F32 => 2 * keys * k,
+            Compute::Bf16 => keys * k,
+        };
+        Cost::values(rows + cached, rows).multiply_adds((2 * pairs * q) as f64)
     }
     fn outputs(&self) -> Vec<Output> {
         let len = self.num_queries() * self.packed.widths().0;
         vec![Output::new("o", len, tolerance(&self.packed))]
     }
     fn reference(&self) -> Vec<Vec<f64>> {
-        let (q, k) = (to_f64(&self.packed.q()), to_f64(&self.packed.k()));
-        let v = self.packed.values(&to_f64(&self.packed.qkv()));
+        let (q, k) = (
+            self.packed.factors(&self.packed.q()),
+            self.packed.factors(&self.packed.k()),
+        );
+        let v = self.packed.values(&self.packed.factors(&self.packed.qkv()));
         vec![self.rows_of(&self.packed.forward(&q, &k, &v))]
     }
     fn kernel<'a>(&'a self, device: &'a Device) -> Kernel<'a> {

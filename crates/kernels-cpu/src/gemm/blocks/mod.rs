@@ -41,8 +41,8 @@ mod wide;
 pub(super) use pack::pack;
 
 use super::micro::{Kernel, Tile};
-use super::pack::lanes;
 use crate::Isa;
+use crate::factor::lanes;
 use crate::simd::Simd;
 use numerics::BlockType;
 use wide::Wide;

@@ -1,0 +1,317 @@
+//! What a product multiplies: the types of factors, how they lie in memory, and the memory.
+//!
+//! Operands lie in memory as *words* of four bytes. A *step* of depth is one value (f32) or two (bf16). It
+//! takes one word of a column of the right operand: a value, or a pair. Of a row of the left one it takes
+//! a word for each of its *parts*: the value, the pair as a dot product wants it, or, where pairs are
+//! multiplied value by value, both values rounded but in f32, so that only the right operand, which many
+//! rows share, is widened in the loop.
+
+use crate::Isa;
+use crate::row::{self, for_lanes};
+use crate::simd::Simd;
+use half::bf16;
+
+/// Type of the factors of a product; sums are f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Compute {
+    /// 32-bit floating point.
+    F32,
+    /// bfloat16, rounded to nearest even.
+    Bf16,
+}
+
+impl Compute {
+    /// Values of depth in a step, and in a word of the right operand.
+    pub(crate) const fn step(self) -> usize {
+        match self {
+            Compute::F32 => 1,
+            Compute::Bf16 => 2,
+        }
+    }
+}
+
+/// `Simd::LANES` of an instruction set, for layouts that are fixed outside of it.
+pub(crate) fn lanes(isa: Isa) -> usize {
+    match isa {
+        Isa::Avx512 | Isa::Avx512Bf16 => 16,
+        Isa::Avx2 | Isa::Portable => 8,
+        Isa::Neon => 4,
+    }
+}
+
+/// Words of four bytes from the border of a cache line on. Pages that nothing was written to are not in memory yet.
+pub(crate) struct Words {
+    memory: Vec<u32>,
+    start: usize,
+    len: usize,
+}
+
+/// Words of a cache line.
+const LINE: usize = 16;
+
+impl Words {
+    pub(crate) const fn new() -> Words {
+        Words {
+            memory: Vec::new(),
+            start: 0,
+            len: 0,
+        }
+    }
+
+    /// `len` zeros.
+    pub(crate) fn zeroed(len: usize) -> Words {
+        let memory = vec![0; len + LINE];
+        let start = memory.as_ptr().align_offset(4 * LINE).min(LINE);
+        Words { memory, start, len }
+    }
+
+    /// Makes room for `len` words; new ones are zero.
+    pub(crate) fn reserve(&mut self, len: usize) {
+        if len > self.len {
+            let mut words = Words::zeroed(len);
+            words.as_mut_slice()[..self.len].copy_from_slice(self.as_slice());
+            *self = words;
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn as_slice(&self) -> &[u32] {
+        &self.memory[self.start..self.start + self.len]
+    }
+
+    pub(crate) fn as_mut_slice(&mut self) -> &mut [u32] {
+        &mut self.memory[self.start..self.start + self.len]
+    }
+
+    pub(crate) fn as_ptr(&self) -> *const u32 {
+        self.as_slice().as_ptr()
+    }
+
+    pub(crate) fn as_mut_ptr(&mut self) -> *mut u32 {
+        self.as_mut_slice().as_mut_ptr()
+    }
+}
+
+/// The same memory as values.
+pub(crate) fn as_floats(words: &mut [u32]) -> &mut [f32] {
+    // SAFETY: both have four bytes and the same alignment, and every word is a value.
+    unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), words.len()) }
+}
+
+/// What a word holds, and how words are multiplied.
+pub(crate) trait Factor<S: Simd> {
+    /// A vector of one part of a step.
+    type Operand: Copy;
+    /// Values of depth in a step.
+    const STEP: usize;
+    /// Parts of a step.
+    const PARTS: usize;
+
+    /// A part of a vector of words of the right operand.
+    unsafe fn load(p: *const u32, part: usize) -> Self::Operand;
+    /// One word of the left operand in every lane.
+    unsafe fn splat(p: *const u32) -> Self::Operand;
+    /// acc + a b, over the values of a part.
+    unsafe fn madd(acc: S::V, a: Self::Operand, b: Self::Operand) -> S::V;
+    /// Words of the right operand of `k` consecutive values; an odd last value is paired with zero.
+    /// `out` has room for 16 words more than are made.
+    unsafe fn right_of_row(out: *mut u32, x: *const f32, k: usize);
+    /// Words of the right operand of `width` columns: from `first` alone, or from the pairs of `first`
+    /// and `second`; without a second row (null) the other half is zero.
+    unsafe fn right_of_columns(out: *mut u32, first: *const f32, second: *const f32, width: usize);
+    /// As `right_of_row`, for the left operand: the words of a step follow one another.
+    unsafe fn left_of_row(out: *mut u32, x: *const f32, k: usize);
+    /// As `right_of_columns`, for the left operand: the words of a part lie `stride` after those of the
+    /// part before.
+    unsafe fn left_of_columns(
+        out: *mut u32,
+        stride: usize,
+        first: *const f32,
+        second: *const f32,
+        width: usize,
+    );
+    /// As `left_of_row`, where the values are; `k` is a multiple of 16.
+    unsafe fn left_in_place(x: *mut f32, k: usize);
+    /// The values that are multiplied.
+    unsafe fn round(x: S::V) -> S::V;
+}
+
+/// The left operand of a product: word of row r, step i and part j at
+/// `ptr + r row_stride + (i PARTS + j) part_stride`.
+#[derive(Clone, Copy)]
+pub(crate) struct Left {
+    pub(crate) ptr: *const u32,
+    pub(crate) row_stride: usize,
+    pub(crate) part_stride: usize,
+}
+
+/// One f32 a word.
+pub(crate) struct F32;
+/// Two bf16 a word.
+pub(crate) struct Bf16;
+
+impl<S: Simd> Factor<S> for F32 {
+    type Operand = S::V;
+    const STEP: usize = Compute::F32.step();
+    const PARTS: usize = 1;
+
+    #[inline(always)]
+    unsafe fn load(p: *const u32, _: usize) -> S::V {
+        // SAFETY: by the contract of the trait (so for every block of this impl).
+        unsafe { S::load(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn splat(p: *const u32) -> S::V {
+        // SAFETY: as above.
+        unsafe { S::splat(*p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn madd(acc: S::V, a: S::V, b: S::V) -> S::V {
+        // SAFETY: as above.
+        unsafe { S::fma(a, b, acc) }
+    }
+    #[inline(always)]
+    unsafe fn right_of_row(out: *mut u32, x: *const f32, k: usize) {
+        // SAFETY: as above.
+        unsafe { std::ptr::copy_nonoverlapping(x.cast(), out, k) }
+    }
+    #[inline(always)]
+    unsafe fn right_of_columns(out: *mut u32, first: *const f32, _: *const f32, width: usize) {
+        // SAFETY: as above.
+        unsafe { std::ptr::copy_nonoverlapping(first.cast(), out, width) }
+    }
+    #[inline(always)]
+    unsafe fn left_of_row(out: *mut u32, x: *const f32, k: usize) {
+        // SAFETY: as above.
+        unsafe { std::ptr::copy_nonoverlapping(x.cast(), out, k) }
+    }
+    #[inline(always)]
+    unsafe fn left_of_columns(
+        out: *mut u32,
+        _: usize,
+        first: *const f32,
+        _: *const f32,
+        width: usize,
+    ) {
+        // SAFETY: as above.
+        unsafe { std::ptr::copy_nonoverlapping(first.cast(), out, width) }
+    }
+    #[inline(always)]
+    unsafe fn left_in_place(_: *mut f32, _: usize) {}
+    #[inline(always)]
+    unsafe fn round(x: S::V) -> S::V {
+        x
+    }
+}
+
+impl<S: Simd> Factor<S> for Bf16 {
+    type Operand = S::P;
+    const STEP: usize = Compute::Bf16.step();
+    const PARTS: usize = S::PAIR_PARTS;
+
+    #[inline(always)]
+    unsafe fn load(p: *const u32, part: usize) -> S::P {
+        // SAFETY: by the contract of the trait (so for every block of this impl).
+        unsafe { S::load_pairs(p.cast(), part) }
+    }
+    #[inline(always)]
+    unsafe fn splat(p: *const u32) -> S::P {
+        // SAFETY: as above.
+        unsafe { S::splat_pair(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn madd(acc: S::V, a: S::P, b: S::P) -> S::V {
+        // SAFETY: as above.
+        unsafe { S::dot_pairs(acc, a, b) }
+    }
+    #[inline(always)]
+    unsafe fn right_of_row(out: *mut u32, x: *const f32, k: usize) {
+        let out = out.cast::<bf16>();
+        let mut i = 0;
+        // SAFETY: as above; a vector has at most 16 lanes, so that the last store ends within the
+        // 16 words more.
+        unsafe {
+            while i + S::LANES <= k {
+                S::store_factors(out.add(i), S::load(x.add(i)));
+                i += S::LANES;
+            }
+            if i < k {
+                S::store_factors(out.add(i), S::load_partial(x.add(i), k - i));
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn right_of_columns(out: *mut u32, first: *const f32, second: *const f32, width: usize) {
+        // SAFETY: as above; `j + n <= width`.
+        unsafe {
+            for_lanes!(S, width, |j, n| {
+                let first = row::load::<S>(first.add(j), n);
+                let second = load_or_zero::<S>(second, j, n);
+                row::store::<S>(out.add(j).cast(), S::pair_up(first, second), n);
+            });
+        }
+    }
+    #[inline(always)]
+    unsafe fn left_of_row(out: *mut u32, x: *const f32, k: usize) {
+        // SAFETY: as above; `i + n <= k`.
+        unsafe {
+            if S::PAIR_PARTS == 1 {
+                return <Bf16 as Factor<S>>::right_of_row(out, x, k);
+            }
+            for_lanes!(S, k, |i, n| {
+                let x = S::round_bf16(row::load::<S>(x.add(i), n));
+                row::store::<S>(out.add(i).cast(), x, n);
+            });
+            if k % 2 == 1 {
+                *out.add(k) = 0;
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn left_of_columns(
+        out: *mut u32,
+        stride: usize,
+        first: *const f32,
+        second: *const f32,
+        width: usize,
+    ) {
+        // SAFETY: as above; `j + n <= width`.
+        unsafe {
+            if S::PAIR_PARTS == 1 {
+                return <Bf16 as Factor<S>>::right_of_columns(out, first, second, width);
+            }
+            for_lanes!(S, width, |j, n| {
+                let first = S::round_bf16(row::load::<S>(first.add(j), n));
+                let second = S::round_bf16(load_or_zero::<S>(second, j, n));
+                row::store::<S>(out.add(j).cast(), first, n);
+                row::store::<S>(out.add(stride + j).cast(), second, n);
+            });
+        }
+    }
+    #[inline(always)]
+    unsafe fn left_in_place(x: *mut f32, k: usize) {
+        // SAFETY: as above; a vector is read before its words are written, which lie there or before.
+        unsafe { <Bf16 as Factor<S>>::left_of_row(x.cast(), x, k) }
+    }
+    #[inline(always)]
+    unsafe fn round(x: S::V) -> S::V {
+        // SAFETY: as above.
+        unsafe { S::round_bf16(x) }
+    }
+}
+
+/// The `n` values at `row[j]`; zero where there is no row.
+#[inline(always)]
+unsafe fn load_or_zero<S: Simd>(row: *const f32, j: usize, n: usize) -> S::V {
+    // SAFETY: a row that is there has `j + n` values.
+    unsafe {
+        if row.is_null() {
+            S::splat(0.0)
+        } else {
+            row::load::<S>(row.add(j), n)
+        }
+    }
+}
