@@ -47,7 +47,7 @@ pub(crate) struct Words {
 }
 
 /// Words of a cache line.
-const LINE: usize = 16;
+pub(crate) const LINE: usize = 16;
 
 impl Words {
     pub(crate) const fn new() -> Words {

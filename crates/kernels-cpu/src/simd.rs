@@ -109,8 +109,6 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn splat_pair(p: *const bf16) -> Self::P;
     /// acc + the sum of a * b over the values of a part, per lane, accumulated in f32.
     unsafe fn dot_pairs(acc: Self::V, a: Self::P, b: Self::P) -> Self::V;
-    /// Brings the cache line at `p` near; may do nothing.
-    unsafe fn prefetch(p: *const f32);
 
     /// Four bytes in each lane.
     type B: Copy;
@@ -145,6 +143,24 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn load_u8(p: *const u8) -> Self::V;
     /// Reads `LANES` signed bytes as values.
     unsafe fn load_i8(p: *const i8) -> Self::V;
+}
+
+/// Brings the cache line at `p` near, where there is an instruction for it; any address will do.
+#[inline(always)]
+pub(crate) fn prefetch<T>(p: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86-64 has the instruction, which takes any address.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(p.cast());
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: as above, of aarch64.
+    unsafe {
+        std::arch::asm!("prfm pldl1keep, [{p}]", p = in(reg) p, options(nostack, preserves_flags, readonly));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let _ = p;
 }
 
 /// e^x per lane. Relative error below 2.6e-7; inputs are clamped to [-87.3, 88.4], so that no lane overflows, and

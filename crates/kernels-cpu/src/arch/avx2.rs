@@ -206,11 +206,6 @@ impl Simd for Avx2 {
         // SAFETY: as above.
         unsafe { _mm256_fmadd_ps(a, b, acc) }
     }
-    #[inline(always)]
-    unsafe fn prefetch(p: *const f32) {
-        // SAFETY: as above.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
-    }
 
     type B = __m256i;
     type I = __m256i;

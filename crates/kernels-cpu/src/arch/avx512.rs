@@ -194,11 +194,6 @@ macro_rules! avx512 {
                 // SAFETY: as above.
                 unsafe { $dot(acc, a, b) }
             }
-            #[inline(always)]
-            unsafe fn prefetch(p: *const f32) {
-                // SAFETY: as above.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
-            }
 
             type B = __m512i;
             type I = __m512i;

@@ -183,8 +183,6 @@ impl Simd for Neon {
         // SAFETY: as above.
         unsafe { vfmaq_f32(acc, a, b) }
     }
-    #[inline(always)]
-    unsafe fn prefetch(_: *const f32) {}
 
     type B = uint8x16_t;
     type I = int32x4_t;

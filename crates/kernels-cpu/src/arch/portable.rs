@@ -146,8 +146,6 @@ impl Simd for Portable {
     unsafe fn dot_pairs(acc: Self::V, a: Self::P, b: Self::P) -> Self::V {
         std::array::from_fn(|i| a[i] * b[i] + acc[i])
     }
-    #[inline(always)]
-    unsafe fn prefetch(_: *const f32) {}
 
     // Nothing below is inlined: tiles of blocks would grow to hundreds of kilobytes, and no function here needs
     // the features of its caller.

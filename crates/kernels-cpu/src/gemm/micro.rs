@@ -2,7 +2,7 @@
 //! factors that are floats.
 
 use crate::factor::{Factor, Left};
-use crate::simd::Simd;
+use crate::simd::{Simd, prefetch};
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
@@ -21,6 +21,11 @@ pub(super) trait Kernel: Copy {
     unsafe fn left_of_row(self, out: *mut u32, x: *const f32, k: usize);
     /// Computes a tile.
     unsafe fn tile(self, tile: Tile);
+
+    /// Whether the next panel is fetched while one is multiplied.
+    fn fetches_ahead(self) -> bool {
+        false
+    }
 
     /// Rows of a tile of a wide panel at most.
     fn wide_rows(self) -> usize {
@@ -203,8 +208,8 @@ impl<S: Simd, F: Factor<S>> TileKernel<S> for Floats<S, F> {
                 }
             } else {
                 for r in 0..R {
-                    S::prefetch(out.add(r * ldc));
-                    S::prefetch(out.add(r * ldc + S::LANES));
+                    prefetch(out.add(r * ldc));
+                    prefetch(out.add(r * ldc + S::LANES));
                 }
             }
             let (mut a_part, mut b_step) = (a.ptr, b);

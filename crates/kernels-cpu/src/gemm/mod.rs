@@ -28,9 +28,9 @@ pub use pack::{Packed, Stored};
 pub use tn::matmul_tn;
 pub(crate) use tn::{Rows, groups_tn};
 
-use crate::factor::{Bf16, F32, Left, Words};
+use crate::factor::{Bf16, F32, LINE, Left, Words};
 use crate::pool::SharedMut;
-use crate::simd::Simd;
+use crate::simd::{Simd, prefetch};
 use crate::{Compute, Cpu, Isa, Store};
 use micro::{Chain, Floats, Kernel, Tile};
 use pack::{Factors, Part};
@@ -301,8 +301,12 @@ unsafe fn rows_times_as<K: Kernel>(
                     },
                     fine: false,
                 };
+                let next = panels
+                    .contains(&(panel + 1))
+                    .then(|| right.panel(panel + 1));
+                let next = next.filter(|_| kernel.fetches_ahead());
                 // SAFETY: the rows of the block are packed, and the scratch has room for a wide pass.
-                unsafe { panel_times(kernel, &plan, tile, block.len(), &stretch, wide) };
+                unsafe { panel_times(kernel, &plan, tile, block.len(), &stretch, next, wide) };
             }
         }
     }
@@ -310,7 +314,7 @@ unsafe fn rows_times_as<K: Kernel>(
 }
 
 /// `rows` packed rows times one panel, over a stretch of the depth. `all` holds what its tiles have in common, from
-/// the first row on, and the whole panel.
+/// the first row on, and the whole panel. Of the panel `next`, each tile fetches its share.
 #[inline(always)]
 unsafe fn panel_times<K: Kernel>(
     kernel: K,
@@ -318,6 +322,7 @@ unsafe fn panel_times<K: Kernel>(
     all: Tile,
     rows: usize,
     stretch: &Range<usize>,
+    next: Option<*const u32>,
     wide: *mut u32,
 ) {
     let step_depth = kernel.depth();
@@ -329,15 +334,23 @@ unsafe fn panel_times<K: Kernel>(
             tile.chain = Chain::Continue;
         }
         let words = (depth - stretch.start) / step_depth * kernel.left_words();
+        let in_panel = depth / step_depth * kernel.right_words();
+        let right_words = tile.steps * kernel.right_words();
         // SAFETY: the panel has these steps.
         unsafe {
-            tile.right = all.right.add(depth / step_depth * kernel.right_words());
+            tile.right = all.right.add(in_panel);
             if plan.is_wide {
                 tile.steps = kernel.widen(wide, tile.right, tile.steps);
                 tile.right = wide;
             }
         }
         for idx in 0..tiles {
+            if let Some(next) = next {
+                let share = part(&(in_panel..in_panel + right_words), idx, tiles);
+                for word in share.step_by(LINE) {
+                    prefetch(next.wrapping_add(word));
+                }
+            }
             let rows = part(&(0..rows), idx, tiles);
             tile.rows = rows.len();
             // SAFETY: as above; these rows are packed and are those of the output.

@@ -3,7 +3,7 @@
 use super::{Activations, Format, GROUP, group_bytes, head_bytes, tile_rows};
 use crate::Isa;
 use crate::gemm::micro::{Chain, Tile, TileKernel};
-use crate::simd::Simd;
+use crate::simd::{Simd, prefetch};
 use half::f16;
 use std::marker::PhantomData;
 
@@ -180,7 +180,7 @@ impl<S: Simd, T: Format> TileKernel<S> for Panels<T> {
                     // Whole groups: the processor itself looks ahead within a page alone, and too little.
                     if R <= FEW_ROWS {
                         for line in (0..group_bytes::<T>(S::LANES)).step_by(64) {
-                            S::prefetch(right.wrapping_add(ahead::<T>() + line).cast());
+                            prefetch(right.wrapping_add(ahead::<T>() + line));
                         }
                     }
                     group::<S, T, R>(&mut sums, left, a.row_stride, right, heads, fine);

@@ -220,6 +220,10 @@ impl Kernel for Blocks {
         }
         with_format!(self.block_type, of);
     }
+    // Few rows are multiplied in less time than a panel takes to come from memory.
+    fn fetches_ahead(self) -> bool {
+        true
+    }
     fn wide_rows(self) -> usize {
         #[inline(always)]
         unsafe fn of<S: Simd>() -> usize {
