@@ -79,68 +79,66 @@ unsafe fn quantise_in<S: Simd>(
     x: *const f32,
     k: usize,
 ) {
+    macro_rules! groups {
+        ($fine:literal, $scales:literal) => {
+            for g in 0..k / GROUP {
+                let words = out.add(left_words($fine) * g);
+                integers::<S, $fine, $scales>(words, x.add(GROUP * g), offset);
+            }
+        };
+    }
     // SAFETY: the caller has whole groups, and room for as many.
     unsafe {
-        for g in 0..k / GROUP {
-            let fine = activations == Activations::Int16;
-            let words = out.add(left_words(fine) * g);
-            let (group, high) = (&mut *words.cast::<Group>(), words.add(GROUP_WORDS).cast());
-            let sums = match fine {
-                false => integers::<S, false>(group, high, x.add(GROUP * g)),
-                true => integers::<S, true>(group, high, x.add(GROUP * g)),
-            };
-            let sums = match scales {
-                1 => [sums[0] + sums[1]; 2],
-                _ => sums,
-            };
-            for (i, sum) in sums.into_iter().enumerate() {
-                group.start[i] = -offset * sum as i32;
-                group.term[i] = group.scale * sum;
-            }
+        match (activations, scales) {
+            (Activations::Int8, 1) => groups!(false, 1),
+            (Activations::Int8, _) => groups!(false, 2),
+            (Activations::Int16, 1) => groups!(true, 1),
+            (Activations::Int16, _) => groups!(true, 2),
         }
     }
 }
 
-/// 32 values as integers; returns the sums of either half of them.
+/// A group of 32 values as integers, with the sums of all of them, or of either half.
 #[inline(always)]
-unsafe fn integers<S: Simd, const FINE: bool>(
-    out: &mut Group,
-    high: *mut i8,
+unsafe fn integers<S: Simd, const FINE: bool, const SCALES: usize>(
+    out: *mut u32,
     x: *const f32,
-) -> [f32; 2] {
+    offset: i32,
+) {
     const { assert!((GROUP / 2) % S::LANES == 0) };
     let limit = if FINE { 127.0 * 256.0 } else { 127.0 };
-    // SAFETY: 32 values at `x`, and room for 32 integers.
+    // SAFETY: 32 values at `x`, and room for the words of a group.
     unsafe {
-        let (mut largest, mut poison) = (S::splat(0.0), S::splat(0.0));
+        let (group, high) = (&mut *out.cast::<Group>(), out.add(GROUP_WORDS).cast::<i8>());
+        let mut largest = S::splat(0.0);
         for i in (0..GROUP).step_by(S::LANES) {
             let x = S::load(x.add(i));
             largest = S::max(largest, S::max(x, S::sub(S::splat(0.0), x)));
-            // 0, or NaN if a value is not finite.
-            poison = S::fma(x, S::splat(0.0), poison);
         }
         let largest = S::reduce_max(largest);
         let inverse = if largest > TINY { limit / largest } else { 0.0 };
-        out.scale = largest * (1.0 / limit) + S::reduce_add(poison);
-        let mut sums = [0.0; 2];
-        for (half, sum) in sums.iter_mut().enumerate() {
-            let mut lanes = S::splat(0.0);
-            for i in (0..GROUP / 2).step_by(S::LANES) {
-                let at = half * GROUP / 2 + i;
-                let mut q = S::round(S::mul(S::load(x.add(at)), S::splat(inverse)));
-                lanes = S::add(lanes, q);
-                if FINE {
-                    // The half of a unit keeps low from being 128.
-                    let (unit, half) = (S::splat(1.0 / 256.0), S::splat(0.5 / 256.0));
-                    let upper = S::round(S::fma(q, unit, half));
-                    S::store_ints(high.add(at), upper);
-                    q = S::fma(upper, S::splat(-256.0), q);
-                }
-                S::store_ints(out.low.as_mut_ptr().add(at), q);
+        let mut sums = [S::splat(0.0); SCALES];
+        for i in (0..GROUP).step_by(S::LANES) {
+            let mut q = S::round(S::mul(S::load(x.add(i)), S::splat(inverse)));
+            let sum = &mut sums[i * SCALES / GROUP];
+            *sum = S::add(*sum, q);
+            if FINE {
+                // The half of a unit keeps low from being 128.
+                let (unit, half) = (S::splat(1.0 / 256.0), S::splat(0.5 / 256.0));
+                let upper = S::round(S::fma(q, unit, half));
+                S::store_ints(high.add(i), upper);
+                q = S::fma(upper, S::splat(-256.0), q);
             }
-            *sum = S::reduce_add(lanes);
+            S::store_ints(group.low.as_mut_ptr().add(i), q);
         }
-        sums
+        group.scale = largest * (1.0 / limit);
+        for (i, sum) in sums.into_iter().enumerate() {
+            let sum = S::reduce_add(sum);
+            group.start[i] = -offset * sum as i32;
+            // Times 0: nothing, or not a number where a value is not finite.
+            group.scale += sum * 0.0;
+            group.term[i] = group.scale * sum;
+        }
     }
 }
 
