@@ -6,7 +6,7 @@
 //! Rows are sorted by group. They may be read through an index, so that the permuted input is never
 //! written out. Groups may be empty. The bits of a row are those of `gemm::matmul`.
 
-use crate::gemm::{PIECE_ROWS, Packed, Rows, groups_tn, rows_times};
+use crate::gemm::{PIECE_ROWS, Packed, Rows, first_chain, groups_tn, rows_times};
 use crate::pool::SharedMut;
 use crate::{Compute, Cpu, Store};
 
@@ -43,7 +43,7 @@ pub fn grouped_matmul(
         "grouped_matmul: y is not (N, n)"
     );
     let (isa, threads, panels) = (cpu.isa(), cpu.pool.threads(), first.panels());
-    let out = SharedMut::new(y);
+    let (first_chain, out) = (first_chain(y, store), SharedMut::new(y));
     let group = |e: usize| offsets[e] as usize..offsets[e + 1] as usize;
     let matrix = |e: usize| b[e].as_ref().expect("a group with rows has a matrix");
     let used: Vec<usize> = (0..b.len()).filter(|&e| !group(e).is_empty()).collect();
@@ -52,7 +52,16 @@ pub fn grouped_matmul(
         cpu.pool.for_parts(total, PIECE_ROWS, &|range| {
             for &e in &used {
                 let rows_here = range.start.max(group(e).start)..range.end.min(group(e).end);
-                rows_times(isa, out, x, rows, rows_here, matrix(e), 0..panels, store);
+                rows_times(
+                    isa,
+                    out,
+                    x,
+                    rows,
+                    rows_here,
+                    matrix(e),
+                    0..panels,
+                    first_chain,
+                );
             }
         });
     } else {
@@ -60,7 +69,16 @@ pub fn grouped_matmul(
             for (nth, &e) in used.iter().enumerate() {
                 let start = range.start.saturating_sub(nth * panels).min(panels);
                 let end = range.end.saturating_sub(nth * panels).min(panels);
-                rows_times(isa, out, x, rows, group(e), matrix(e), start..end, store);
+                rows_times(
+                    isa,
+                    out,
+                    x,
+                    rows,
+                    group(e),
+                    matrix(e),
+                    start..end,
+                    first_chain,
+                );
             }
         });
     }

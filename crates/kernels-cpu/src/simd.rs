@@ -43,6 +43,13 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn load(p: *const f32) -> Self::V;
     /// Writes `LANES` values.
     unsafe fn store(p: *mut f32, v: Self::V);
+    /// Writes `LANES` values past the caches, where there is an instruction for it. `p` is aligned to them; other
+    /// threads see them after [`end_streams`].
+    #[inline(always)]
+    unsafe fn stream(p: *mut f32, v: Self::V) {
+        // SAFETY: forwarded to the caller.
+        unsafe { Self::store(p, v) }
+    }
     /// Reads `n <= LANES` values; the other lanes are zero.
     unsafe fn load_partial(p: *const f32, n: usize) -> Self::V;
     /// Writes the first `n <= LANES` values.
@@ -161,6 +168,16 @@ pub(crate) fn prefetch<T>(p: *const T) {
     }
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = p;
+}
+
+/// What this thread wrote by [`Simd::stream`] is there for others that it synchronises with from here on.
+#[inline(always)]
+pub(crate) fn end_streams() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86-64 has the instruction.
+    unsafe {
+        std::arch::x86_64::_mm_sfence();
+    }
 }
 
 /// e^x per lane. Relative error below 2.6e-7; inputs are clamped to [-87.3, 88.4], so that no lane overflows, and

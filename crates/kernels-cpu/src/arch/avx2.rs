@@ -71,6 +71,11 @@ impl Simd for Avx2 {
         unsafe { _mm256_storeu_ps(p, v) }
     }
     #[inline(always)]
+    unsafe fn stream(p: *mut f32, v: __m256) {
+        // SAFETY: as above; aligned by the contract of the method.
+        unsafe { _mm256_stream_ps(p, v) }
+    }
+    #[inline(always)]
     unsafe fn load_partial(p: *const f32, n: usize) -> __m256 {
         // SAFETY: as above; masked lanes are not touched.
         unsafe { _mm256_maskload_ps(p, mask(n)) }

@@ -60,6 +60,11 @@ macro_rules! avx512 {
                 unsafe { _mm512_storeu_ps(p, v) }
             }
             #[inline(always)]
+            unsafe fn stream(p: *mut f32, v: __m512) {
+                // SAFETY: as above; aligned by the contract of the method.
+                unsafe { _mm512_stream_ps(p, v) }
+            }
+            #[inline(always)]
             unsafe fn load_partial(p: *const f32, n: usize) -> __m512 {
                 // SAFETY: as above; masked lanes are not touched.
                 unsafe { _mm512_maskz_loadu_ps(mask(n), p) }

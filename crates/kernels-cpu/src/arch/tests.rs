@@ -2,7 +2,8 @@
 //! values where instruction sets could part, and exhaustively where a lane has 16 bits or fewer.
 
 use crate::Isa;
-use crate::simd::{Simd, exp, exp_of_negative, sigmoid};
+use crate::factor::{Words, as_floats};
+use crate::simd::{Simd, end_streams, exp, exp_of_negative, sigmoid};
 use half::{bf16, f16};
 use numerics::Philox;
 
@@ -183,6 +184,36 @@ unsafe fn parts<S: Simd>() {
 #[test]
 fn parts_of_a_vector_leave_the_rest_alone() {
     on_every_isa!(parts);
+}
+
+#[inline(always)]
+unsafe fn streamed<S: Simd>() {
+    let mut out = Words::zeroed(3 * MOST);
+    // SAFETY: see `lanes`; the words start at a cache line, and the vector in the middle at a multiple of its lanes.
+    unsafe {
+        let x = S::load(values("stream").as_ptr());
+        S::stream(out.as_mut_ptr().cast::<f32>().add(MOST), x);
+        end_streams();
+        let expected = lanes::<S>(x);
+        let (before, rest) = as_floats(out.as_mut_slice()).split_at(MOST);
+        let stored = rest[..S::LANES].iter().zip(expected);
+        assert!(
+            stored
+                .into_iter()
+                .all(|(got, x)| got.to_bits() == x.to_bits())
+        );
+        let others = before.iter().chain(&rest[S::LANES..]);
+        assert!(
+            others.into_iter().all(|x| x.to_bits() == 0),
+            "{}",
+            S::ISA.name()
+        );
+    }
+}
+
+#[test]
+fn what_goes_past_the_caches_arrives() {
+    on_every_isa!(streamed);
 }
 
 /// Rounded to bf16, or zero where that is allowed.

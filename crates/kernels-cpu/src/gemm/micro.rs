@@ -95,13 +95,16 @@ impl<S: Simd, F: Factor<S>> Kernel for Floats<S, F> {
 
 /// What a tile does with its place in the output.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Chain {
+pub(crate) enum Chain {
     /// The chain starts from zero and replaces the output.
     Start,
     /// The chain starts from the output.
     Continue,
     /// The chain starts from zero and is added to the output.
     AddOnce,
+    /// The chain starts from zero, is whole, and replaces an output that is too large for the caches to keep: it is
+    /// written past them. Rows of the output are aligned to vectors.
+    Only,
 }
 
 /// A tile: `rows` rows by `cols` columns, over `steps` steps.
@@ -148,6 +151,9 @@ pub(super) unsafe fn tile<S: Simd, K: TileKernel<S>>(tile: Tile) {
         let mut whole = tile;
         if is_edge {
             (whole.out, whole.stride) = (copy, LARGEST.1);
+            if tile.chain == Chain::Only {
+                whole.chain = Chain::Start;
+            }
             copy.write_bytes(0, LARGEST.0 * LARGEST.1);
             for r in 0..rows {
                 let row = tile.out.add(r * tile.stride);
@@ -206,7 +212,7 @@ impl<S: Simd, F: Factor<S>> TileKernel<S> for Floats<S, F> {
                         S::load(out.add(r * ldc + S::LANES)),
                     ];
                 }
-            } else {
+            } else if chain != Chain::Only {
                 for r in 0..R {
                     prefetch(out.add(r * ldc));
                     prefetch(out.add(r * ldc + S::LANES));
@@ -228,6 +234,13 @@ impl<S: Simd, F: Factor<S>> TileKernel<S> for Floats<S, F> {
                     acc[r][0] = S::add(S::load(out.add(r * ldc)), acc[r][0]);
                     acc[r][1] = S::add(S::load(out.add(r * ldc + S::LANES)), acc[r][1]);
                 }
+            }
+            if chain == Chain::Only {
+                for r in 0..R {
+                    S::stream(out.add(r * ldc), acc[r][0]);
+                    S::stream(out.add(r * ldc + S::LANES), acc[r][1]);
+                }
+                return;
             }
             for r in 0..R {
                 S::store(out.add(r * ldc), acc[r][0]);

@@ -30,9 +30,10 @@ pub(crate) use tn::{Rows, groups_tn};
 
 use crate::factor::{Bf16, F32, LINE, Left, Words};
 use crate::pool::SharedMut;
-use crate::simd::{Simd, prefetch};
+use crate::simd::{Simd, end_streams, prefetch};
 use crate::{Compute, Cpu, Isa, Store};
-use micro::{Chain, Floats, Kernel, Tile};
+pub(crate) use micro::Chain;
+use micro::{Floats, Kernel, Tile};
 use pack::{Factors, Part};
 use std::cell::Cell;
 use std::ops::Range;
@@ -82,16 +83,28 @@ pub fn matmul(cpu: &Cpu, y: &mut [f32], x: &[f32], b: &Packed, store: Store) {
     assert_eq!(x.len(), m * b.k(), "matmul: x is not (m, k)");
     assert_eq!(y.len(), m * b.n(), "matmul: y is not (m, n)");
     let (isa, threads) = (cpu.isa(), cpu.pool.threads());
-    let out = SharedMut::new(y);
+    let (first, out) = (first_chain(y, store), SharedMut::new(y));
     // Few rows: each thread reads its own panels once, instead of all threads all panels.
     if m >= 16 * threads {
         cpu.pool.for_parts(m, PIECE_ROWS, &|rows| {
-            rows_times(isa, out, x, None, rows, b, 0..b.panels(), store);
+            rows_times(isa, out, x, None, rows, b, 0..b.panels(), first);
         });
     } else {
         cpu.pool.for_ranges(b.panels(), 1, &|panels| {
-            rows_times(isa, out, x, None, 0..m, b, panels, store);
+            rows_times(isa, out, x, None, 0..m, b, panels, first);
         });
+    }
+}
+
+/// Bytes of an output from which on it is written past the caches: nothing that has room in a second level.
+const STREAMED_BYTES: usize = 8 << 20;
+
+/// What the first pass of a product does with y.
+pub(crate) fn first_chain(y: &[f32], store: Store) -> Chain {
+    match store {
+        Store::Overwrite if size_of_val(y) >= STREAMED_BYTES => Chain::Only,
+        Store::Overwrite => Chain::Start,
+        Store::Add => Chain::Continue,
     }
 }
 
@@ -100,7 +113,7 @@ pub(crate) const PIECE_ROWS: usize = 96;
 
 /// Rows `rows` of y and columns of `panels`: the serial core of every product with a packed matrix.
 /// Row i reads row `gather[i]` of x where there is one. The caller sees to it that y has these rows and
-/// that no other thread has them.
+/// that no other thread has them; `first` is what the first pass does with it.
 pub(crate) fn rows_times(
     isa: Isa,
     y: SharedMut<f32>,
@@ -109,7 +122,7 @@ pub(crate) fn rows_times(
     rows: Range<usize>,
     b: &Packed,
     panels: Range<usize>,
-    store: Store,
+    first: Chain,
 ) {
     if rows.is_empty() || panels.is_empty() {
         return;
@@ -145,13 +158,13 @@ pub(crate) fn rows_times(
                         b: &Packed,
                         part: &Part,
                         panels: Range<usize>,
-                        store: Store,
+                        first: Chain,
                     )
                 ),
                 // SAFETY: as for the floats.
                 Factors::Blocks(block_type) => unsafe {
                     let kernel = blocks::Blocks::new(isa, block_type, b.activations());
-                    rows_times_as(kernel, y, x, gather, rows, b, part, panels, store);
+                    rows_times_as(kernel, y, x, gather, rows, b, part, panels, first);
                 },
             }
         }
@@ -168,7 +181,7 @@ unsafe fn rows_times_floats<S: Simd>(
     b: &Packed,
     part: &Part,
     panels: Range<usize>,
-    store: Store,
+    first: Chain,
 ) {
     macro_rules! with {
         ($factor:ty) => {
@@ -181,7 +194,7 @@ unsafe fn rows_times_floats<S: Simd>(
                 b,
                 part,
                 panels,
-                store,
+                first,
             )
         };
     }
@@ -256,10 +269,16 @@ unsafe fn rows_times_as<K: Kernel>(
     b: &Packed,
     right: &Part,
     panels: Range<usize>,
-    store: Store,
+    first: Chain,
 ) {
     let (n, k, nr) = (b.n(), b.k(), b.panel_width());
     let plan = Plan::new(kernel, rows.len(), k);
+    // Only what is whole after one pass, and lies as vectors do, can go past the caches.
+    let is_aligned = n.is_multiple_of(LINE) && y.ptr().addr().is_multiple_of(4 * LINE);
+    let first = match first {
+        Chain::Only if plan.pass < k || !is_aligned => Chain::Start,
+        first => first,
+    };
     let mut scratch = Scratch::take();
     (scratch.left).reserve(rows.len().div_ceil(plan.blocks) * plan.stride);
     (scratch.right).reserve(pass_steps(kernel) * kernel.wide_words());
@@ -294,11 +313,7 @@ unsafe fn rows_times_as<K: Kernel>(
                     // SAFETY: y has these rows and columns, by the contract of `rows_times`.
                     out: unsafe { y.ptr().add(block.start * n + column) },
                     stride: n,
-                    chain: if start == 0 && store == Store::Overwrite {
-                        Chain::Start
-                    } else {
-                        Chain::Continue
-                    },
+                    chain: if start == 0 { first } else { Chain::Continue },
                     fine: false,
                 };
                 let next = panels
@@ -309,6 +324,9 @@ unsafe fn rows_times_as<K: Kernel>(
                 unsafe { panel_times(kernel, &plan, tile, block.len(), &stretch, next, wide) };
             }
         }
+    }
+    if first == Chain::Only {
+        end_streams();
     }
     scratch.give_back();
 }

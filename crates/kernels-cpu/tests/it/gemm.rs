@@ -129,6 +129,29 @@ fn a_row_has_the_same_bits_alone_in_a_batch_and_in_a_group() {
 }
 
 #[test]
+fn an_output_larger_than_the_caches_has_the_bits_of_its_halves() {
+    // 8.4 MB from the border of a cache line on, with half a panel at the edge; the halves are written as usual.
+    let (m, n, k) = (44_000, 48, 20);
+    let (x, w) = (normal(m * k, "x"), normal(n * k, "w"));
+    on_every_isa(2, |cpu| {
+        for compute in [Compute::F32, Compute::Bf16] {
+            let mut b = Packed::new(cpu.isa(), compute, n, k);
+            b.pack(cpu, &w);
+            let mut memory = vec![7.0; m * n + 16];
+            let start = memory.as_ptr().align_offset(64);
+            let y = &mut memory[start..start + m * n];
+            matmul(cpu, y, &x, &b, Store::Overwrite);
+            let mut halves = vec![7.0; m * n];
+            let of_x = x.chunks(m / 2 * k);
+            for (y, x) in halves.chunks_mut(m / 2 * n).zip(of_x) {
+                matmul(cpu, y, x, &b, Store::Overwrite);
+            }
+            assert!(*y == *halves, "{} {compute:?}", cpu.isa().name());
+        }
+    });
+}
+
+#[test]
 fn weight_gradients_add_the_product_of_each_row() {
     on_every_isa(2, |cpu| {
         for compute in [Compute::F32, Compute::Bf16] {
