@@ -43,7 +43,7 @@ use std::ops::Range;
 const PASS_WORDS: usize = 8 << 10;
 
 /// Tiles of rows in a block.
-const BLOCK_TILES: usize = 12;
+const BLOCK_TILES: usize = 24;
 
 /// Words of a block of rows that are packed at a time: they stay in a second-level cache of 1 MiB. A deeper block
 /// is taken in several passes over all panels, and its rows of y are read again for each.
