@@ -22,7 +22,7 @@ pub(super) trait Kernel: Copy {
     /// Computes a tile.
     unsafe fn tile(self, tile: Tile);
 
-    /// Whether the next panel is fetched while one is multiplied.
+    /// Whether fetching the next panel while one is multiplied pays for many rows.
     fn fetches_ahead(self) -> bool {
         false
     }

@@ -211,6 +211,9 @@ unsafe fn rows_times_floats<S: Simd>(
 struct Plan {
     /// Whether panels are made wide first.
     is_wide: bool,
+    /// Whether the next panel is fetched while one is multiplied. With a tile or two, one is not multiplied for long
+    /// enough: fetching would only delay what is read.
+    fetches_ahead: bool,
     /// Rows of a tile at most.
     tile_rows: usize,
     /// Blocks of rows, as equal as can be.
@@ -244,6 +247,7 @@ impl Plan {
         let stride = (stretch.div_ceil(step_depth) * left_words).next_multiple_of(32) + 16;
         Plan {
             is_wide,
+            fetches_ahead: kernel.fetches_ahead() && (is_wide || rows > 2 * tile_rows),
             tile_rows,
             blocks,
             stretch,
@@ -319,7 +323,7 @@ unsafe fn rows_times_as<K: Kernel>(
                 let next = panels
                     .contains(&(panel + 1))
                     .then(|| right.panel(panel + 1));
-                let next = next.filter(|_| kernel.fetches_ahead());
+                let next = next.filter(|_| plan.fetches_ahead);
                 // SAFETY: the rows of the block are packed, and the scratch has room for a wide pass.
                 unsafe { panel_times(kernel, &plan, tile, block.len(), &stretch, next, wide) };
             }

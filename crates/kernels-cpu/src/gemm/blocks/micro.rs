@@ -331,7 +331,7 @@ unsafe fn weights<S: Simd, T: Format, const STEP: usize>(right: *const u8) -> [S
     unsafe {
         [
             T::step::<S, STEP>(right),
-            T::step::<S, STEP>(right.add(4 * S::LANES * T::VECTORS)),
+            T::step::<S, STEP>(right.add(4 * S::LANES)),
         ]
     }
 }

@@ -14,7 +14,7 @@
 //! ```text
 //! halves d[2 L], and m[2 L] where the type has added terms
 //! for each group of 32 values of depth:
-//!     for each half: vectors of 4 L bytes; a lane has four values of depth, a step
+//!     vectors of 4 L bytes, of the two halves in turn; a lane has four values of depth, a step
 //!     where a block has several groups: i8 s[2 L] (twice where scales are for 16 values), u8 t[2 L] likewise
 //! ```
 //! The steps of a group in the vectors of a half (bit 0 is the lowest):
@@ -97,13 +97,13 @@ pub(super) trait Format {
     const OFFSET: i32;
     /// Whether every q is below 128.
     const SMALL: bool = true;
-    /// Vectors of a half of a group.
+    /// Vectors of each half of a group.
     const VECTORS: usize;
 
     /// The q of one step.
     ///
     /// # Safety
-    /// As for [`Simd`]; `half` is that of a group.
+    /// As for [`Simd`]; `half` is the first vector of one half of a group.
     unsafe fn step<S: Simd, const STEP: usize>(half: *const u8) -> S::B;
 }
 
@@ -220,7 +220,6 @@ impl Kernel for Blocks {
         }
         with_format!(self.block_type, of);
     }
-    // Few rows are multiplied in less time than a panel takes to come from memory.
     fn fetches_ahead(self) -> bool {
         true
     }
@@ -265,7 +264,7 @@ impl Kernel for Blocks {
 #[inline(always)]
 unsafe fn vector<S: Simd>(half: *const u8, idx: usize) -> S::B {
     // SAFETY: by the contract of `Format::step` (so for every block of this file).
-    unsafe { S::load_bytes(half.add(4 * S::LANES * idx)) }
+    unsafe { S::load_bytes(half.add(8 * S::LANES * idx)) }
 }
 
 /// Bits 0-3 of a step.

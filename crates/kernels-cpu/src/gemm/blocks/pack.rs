@@ -62,13 +62,10 @@ fn put<T: Format>(
     }
     let groups = out[head_bytes::<T>(lanes)..].chunks_exact_mut(group_bytes::<T>(lanes));
     for (g, group) in groups.enumerate() {
-        let half_bytes = 4 * lanes * T::VECTORS;
-        let (vectors, scales) = group.split_at_mut(2 * half_bytes);
-        let (half, lane) = (column / lanes, column % lanes);
-        let half = &mut vectors[half * half_bytes..][..half_bytes];
+        let (vectors, scales) = group.split_at_mut(8 * lanes * T::VECTORS);
         for (step, q) in block.q[GROUP * g..][..GROUP].chunks_exact(4).enumerate() {
             let put = |vector: usize, bits: u32| {
-                let at = &mut half[4 * (lanes * vector + lane)..][..4];
+                let at = &mut vectors[4 * (2 * lanes * vector + column)..][..4];
                 let bits = bits.to_le_bytes();
                 at.iter_mut().zip(bits).for_each(|(at, bits)| *at |= bits);
             };

@@ -85,8 +85,8 @@ pub(super) unsafe fn widen<S: Simd, T: Format>(
             right = right.add(head_bytes::<T>(S::LANES));
             for _ in 0..T::GROUPS {
                 for half in 0..2 {
-                    let from = right.add(half * 4 * S::LANES * T::VECTORS);
-                    let to = out.add(half * S::LANES * GROUP);
+                    let from = right.add(half * 4 * S::LANES);
+                    let to = out.add(half * 4 * S::LANES);
                     steps::<S, T>(to, from);
                 }
                 let to = out.add(2 * S::LANES * GROUP).cast::<f32>();
@@ -115,7 +115,7 @@ unsafe fn steps<S: Simd, T: Format>(out: *mut u8, half: *const u8) {
         ($($step:literal)*) => {
             // SAFETY: as above.
             unsafe {
-                $(S::store_bytes(out.add(4 * S::LANES * $step), T::step::<S, $step>(half));)*
+                $(S::store_bytes(out.add(8 * S::LANES * $step), T::step::<S, $step>(half));)*
             }
         };
     }
