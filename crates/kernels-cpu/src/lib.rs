@@ -1,7 +1,7 @@
 //! CPU kernels: slices in, slices out.
 //!
 //! Reading order: [`simd`] (the vector vocabulary), [`arch`] (its implementations), [`isa`] (the choice
-//! among them), [`pool`] (threads), then one file per op.
+//! among them), [`pool`] (threads), `factor` (what products multiply), then one file per op.
 //!
 //! A kernel knows memory and sizes: it allocates nothing that grows with the model inside a step but
 //! per-thread scratch that is kept, returns no `Result`, logs nothing. Sizes that do not fit together

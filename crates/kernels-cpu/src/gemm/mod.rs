@@ -278,7 +278,10 @@ unsafe fn rows_times_as<K: Kernel>(
     let (n, k, nr) = (b.n(), b.k(), b.panel_width());
     let plan = Plan::new(kernel, rows.len(), k);
     // Only what is whole after one pass, and lies as vectors do, can go past the caches.
-    let is_aligned = n.is_multiple_of(LINE) && y.ptr().addr().is_multiple_of(4 * LINE);
+    let column = right.column(right.first_panel, nr);
+    let is_aligned = n.is_multiple_of(LINE)
+        && column.is_multiple_of(LINE)
+        && y.ptr().addr().is_multiple_of(4 * LINE);
     let first = match first {
         Chain::Only if plan.pass < k || !is_aligned => Chain::Start,
         first => first,

@@ -2,7 +2,7 @@
 //! at most k * 2^-23 of its absolute sum; the factors of bf16 are rounded before the oracle sees them.
 
 use super::{normal, on_every_isa};
-use dokja_kernels_cpu::gemm::{Packed, matmul, matmul_tn};
+use dokja_kernels_cpu::gemm::{Activations, Packed, Stored, matmul, matmul_tn};
 use dokja_kernels_cpu::grouped_gemm::{grouped_matmul, grouped_matmul_tn};
 use dokja_kernels_cpu::{Compute, Store};
 use half::bf16;
@@ -130,13 +130,21 @@ fn a_row_has_the_same_bits_alone_in_a_batch_and_in_a_group() {
 
 #[test]
 fn an_output_larger_than_the_caches_has_the_bits_of_its_halves() {
-    // 8.4 MB from the border of a cache line on, with half a panel at the edge; the halves are written as usual.
+    // 8.4 MB from the border of a cache line on, with half a panel at the edge, or in parts of which the second does
+    // not start where a vector does; the halves are written as usual.
     let (m, n, k) = (44_000, 48, 20);
     let (x, w) = (normal(m * k, "x"), normal(n * k, "w"));
     on_every_isa(2, |cpu| {
-        for compute in [Compute::F32, Compute::Bf16] {
-            let mut b = Packed::new(cpu.isa(), compute, n, k);
-            b.pack(cpu, &w);
+        for (compute, in_first) in [
+            (Compute::F32, n),
+            (Compute::F32, 28),
+            (Compute::Bf16, n),
+            (Compute::Bf16, 28),
+        ] {
+            let (first, second) = w.split_at(in_first * k);
+            let both = [Stored::F32(first), Stored::F32(second)];
+            let stored = if second.is_empty() { &both[..1] } else { &both };
+            let b = Packed::of(cpu, compute, Activations::Int16, k, stored);
             let mut memory = vec![7.0; m * n + 16];
             let start = memory.as_ptr().align_offset(64);
             let y = &mut memory[start..start + m * n];
@@ -146,7 +154,7 @@ fn an_output_larger_than_the_caches_has_the_bits_of_its_halves() {
             for (y, x) in halves.chunks_mut(m / 2 * n).zip(of_x) {
                 matmul(cpu, y, x, &b, Store::Overwrite);
             }
-            assert!(*y == *halves, "{} {compute:?}", cpu.isa().name());
+            assert!(*y == *halves, "{} {compute:?} {in_first}", cpu.isa().name());
         }
     });
 }
