@@ -146,7 +146,10 @@ impl ToolCallParser {
         let after = &body[values.byte_offset()..];
         let rest = after.trim_start();
         if !rest.starts_with(CLOSE) {
-            return Found::Text;
+            return match CLOSE.starts_with(rest) {
+                true => Found::Unfinished,
+                false => Found::Text,
+            };
         }
         let end = start + body.len() - rest.len() + CLOSE.len();
         let Value::Object(mut object) = value else {
@@ -174,7 +177,7 @@ impl ToolCallParser {
 /// What stands behind a tag that opens a call.
 enum Found {
     Call(ToolCall, usize),
-    /// JSON that goes on.
+    /// JSON, or the tag behind it, that goes on.
     Unfinished,
     Text,
 }
@@ -313,6 +316,11 @@ mod tests {
             vec![]
         );
         assert_eq!(parser.push(">"), vec![Part::Call(call("look", json!({})))]);
+        let in_string = call("look", json!({"x": "</tool_call>"}));
+        let whole = in_string.to_text();
+        let (json, tag) = whole.split_at(whole.len() - CLOSE.len());
+        assert_eq!(parser.push(json), vec![]);
+        assert_eq!(parser.push(tag), vec![Part::Call(in_string)]);
         assert_eq!(parser.finish(), "");
     }
 
