@@ -8,7 +8,7 @@
 
 use super::block::{Sizes, product, visible};
 use super::{HeadShape, KV_BLOCK, Memory, TILE, check, visible_blocks};
-use crate::factor::{Bf16, F32, Factor, Left, as_floats};
+use crate::factor::{Factor, Left, as_floats, dispatch_factors};
 use crate::pool::SharedMut;
 use crate::row::{self, fold_lanes};
 use crate::simd::{Simd, exp};
@@ -49,7 +49,7 @@ pub fn backward(
         shape,
     };
     cpu.pool.for_each(items, &|item| {
-        dispatch!(isa, backward_item(compute: Compute, dq: SharedMut<f32>, dk: SharedMut<f32>, dqkv: SharedMut<f32>, inputs: &Inputs, item: usize));
+        dispatch_factors!(isa, compute, backward_item(dq: SharedMut<f32>, dk: SharedMut<f32>, dqkv: SharedMut<f32>, inputs: &Inputs, item: usize));
     });
 }
 
@@ -82,24 +82,6 @@ struct Inputs<'a> {
     cu_seqlens: &'a [u32],
     window: Option<usize>,
     shape: HeadShape,
-}
-
-#[inline(always)]
-unsafe fn backward_item<S: Simd>(
-    compute: Compute,
-    dq: SharedMut<f32>,
-    dk: SharedMut<f32>,
-    dqkv: SharedMut<f32>,
-    inputs: &Inputs,
-    item: usize,
-) {
-    // SAFETY: forwarded.
-    unsafe {
-        match compute {
-            Compute::F32 => backward_item_as::<S, F32>(dq, dk, dqkv, inputs, item),
-            Compute::Bf16 => backward_item_as::<S, Bf16>(dq, dk, dqkv, inputs, item),
-        }
-    }
 }
 
 /// Rows of a tile as both operands of products.
@@ -167,7 +149,7 @@ unsafe fn transpose<S: Simd, F: Factor<S>>(out: &mut [u32], x: &[f32], rows: usi
 }
 
 #[inline(always)]
-unsafe fn backward_item_as<S: Simd, F: Factor<S>>(
+unsafe fn backward_item<S: Simd, F: Factor<S>>(
     dq: SharedMut<f32>,
     dk: SharedMut<f32>,
     dqkv: SharedMut<f32>,

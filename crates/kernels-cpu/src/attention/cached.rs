@@ -2,7 +2,7 @@
 
 use super::block::{Queries, Sizes, TOGETHER, attend, memory_len};
 use super::{HeadShape, KV_BLOCK, Memory};
-use crate::factor::{Bf16, F32, Factor, Words, lanes};
+use crate::factor::{Factor, Words, dispatch_factors, lanes};
 use crate::pool::SharedMut;
 use crate::row::grain;
 use crate::simd::Simd;
@@ -69,39 +69,13 @@ pub fn append_kv(cpu: &Cpu, cache: &mut KvLayer, k: &[f32], qkv: &[f32], slots: 
     let values = SharedMut::new(cache.values.as_mut_slice());
     let grain = grain(2 * slots.len() * shape.head_dim);
     cpu.pool.for_ranges(shape.num_kv_heads, grain, &|heads| {
-        dispatch!(isa, append_heads(compute: Compute, keys: SharedMut<u32>, values: SharedMut<u32>, k: &[f32], qkv: &[f32], slots: &[u32], shape: HeadShape, sizes: Sizes, heads: Range<usize>));
+        dispatch_factors!(isa, compute, append_heads(keys: SharedMut<u32>, values: SharedMut<u32>, k: &[f32], qkv: &[f32], slots: &[u32], shape: HeadShape, sizes: Sizes, heads: Range<usize>));
     });
 }
 
 /// The keys and values of some heads.
 #[inline(always)]
-unsafe fn append_heads<S: Simd>(
-    compute: Compute,
-    keys: SharedMut<u32>,
-    values: SharedMut<u32>,
-    k: &[f32],
-    qkv: &[f32],
-    slots: &[u32],
-    shape: HeadShape,
-    sizes: Sizes,
-    heads: Range<usize>,
-) {
-    macro_rules! with {
-        ($factor:ty) => {
-            append_heads_as::<S, $factor>(keys, values, k, qkv, slots, shape, sizes, heads)
-        };
-    }
-    // SAFETY: forwarded.
-    unsafe {
-        match compute {
-            Compute::F32 => with!(F32),
-            Compute::Bf16 => with!(Bf16),
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn append_heads_as<S: Simd, F: Factor<S>>(
+unsafe fn append_heads<S: Simd, F: Factor<S>>(
     keys: SharedMut<u32>,
     values: SharedMut<u32>,
     k: &[f32],
@@ -167,36 +141,12 @@ pub fn forward_cached(
         .collect();
     cpu.pool.for_each(items.len(), &|item| {
         let (seq, kv_head, some) = items[item].clone();
-        dispatch!(isa, cached_item(out: SharedMut<f32>, q: &[f32], cache: &KvLayer, seq: &CachedSequence, window: Option<usize>, kv_head: usize, some: Range<usize>));
+        dispatch_factors!(isa, cache.compute, cached_item(out: SharedMut<f32>, q: &[f32], cache: &KvLayer, seq: &CachedSequence, window: Option<usize>, kv_head: usize, some: Range<usize>));
     });
 }
 
 #[inline(always)]
-unsafe fn cached_item<S: Simd>(
-    out: SharedMut<f32>,
-    q: &[f32],
-    cache: &KvLayer,
-    seq: &CachedSequence,
-    window: Option<usize>,
-    kv_head: usize,
-    some: Range<usize>,
-) {
-    macro_rules! with {
-        ($factor:ty) => {
-            cached_item_as::<S, $factor>(out, q, cache, seq, window, kv_head, some)
-        };
-    }
-    // SAFETY: forwarded.
-    unsafe {
-        match cache.compute {
-            Compute::F32 => with!(F32),
-            Compute::Bf16 => with!(Bf16),
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn cached_item_as<S: Simd, F: Factor<S>>(
+unsafe fn cached_item<S: Simd, F: Factor<S>>(
     out: SharedMut<f32>,
     q: &[f32],
     cache: &KvLayer,

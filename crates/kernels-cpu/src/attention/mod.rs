@@ -25,7 +25,7 @@ pub use crate::qk_norm_rope::HeadShape;
 pub use backward::backward;
 pub use cached::{CachedSequence, KvLayer, append_kv, forward_cached};
 
-use crate::factor::{Bf16, F32, Factor, Words};
+use crate::factor::{Factor, Words, dispatch_factors};
 use crate::pool::SharedMut;
 use crate::simd::Simd;
 use crate::{Compute, Cpu};
@@ -98,7 +98,7 @@ pub fn forward(
     let (out, lse) = (SharedMut::new(o), SharedMut::new(lse));
     let items = (cu_seqlens.len() - 1) * shape.num_kv_heads;
     cpu.pool.for_each(items, &|item| {
-        dispatch!(isa, forward_item(compute: Compute, out: SharedMut<f32>, lse: SharedMut<f32>, q: &[f32], k: &[f32], qkv: &[f32], cu_seqlens: &[u32], window: Option<usize>, shape: HeadShape, item: usize));
+        dispatch_factors!(isa, compute, forward_item(out: SharedMut<f32>, lse: SharedMut<f32>, q: &[f32], k: &[f32], qkv: &[f32], cu_seqlens: &[u32], window: Option<usize>, shape: HeadShape, item: usize));
     });
 }
 
@@ -122,34 +122,7 @@ fn check(o: usize, q: usize, k: usize, qkv: usize, cu_seqlens: &[u32], shape: He
 
 /// One sequence and one key-value head with its query heads.
 #[inline(always)]
-unsafe fn forward_item<S: Simd>(
-    compute: Compute,
-    out: SharedMut<f32>,
-    lse: SharedMut<f32>,
-    q: &[f32],
-    k: &[f32],
-    qkv: &[f32],
-    cu_seqlens: &[u32],
-    window: Option<usize>,
-    shape: HeadShape,
-    item: usize,
-) {
-    macro_rules! with {
-        ($factor:ty) => {
-            forward_item_as::<S, $factor>(out, lse, q, k, qkv, cu_seqlens, window, shape, item)
-        };
-    }
-    // SAFETY: forwarded.
-    unsafe {
-        match compute {
-            Compute::F32 => with!(F32),
-            Compute::Bf16 => with!(Bf16),
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn forward_item_as<S: Simd, F: Factor<S>>(
+unsafe fn forward_item<S: Simd, F: Factor<S>>(
     out: SharedMut<f32>,
     lse: SharedMut<f32>,
     q: &[f32],

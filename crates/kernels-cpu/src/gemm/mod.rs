@@ -28,10 +28,10 @@ pub use pack::{Packed, Stored};
 pub use tn::matmul_tn;
 pub(crate) use tn::{Rows, groups_tn};
 
-use crate::factor::{Bf16, F32, LINE, Left, Words};
+use crate::factor::{Factor, LINE, Left, Words, dispatch_factors};
 use crate::pool::SharedMut;
 use crate::simd::{Simd, end_streams, prefetch};
-use crate::{Compute, Cpu, Isa, Store};
+use crate::{Cpu, Isa, Store};
 pub(crate) use micro::Chain;
 use micro::{Floats, Kernel, Tile};
 use pack::{Factors, Part};
@@ -147,10 +147,10 @@ pub(crate) fn rows_times(
         if !panels.is_empty() {
             let rows = rows.clone();
             match part.factors {
-                Factors::Floats(compute) => dispatch!(
+                Factors::Floats(compute) => dispatch_factors!(
                     isa,
+                    compute,
                     rows_times_floats(
-                        compute: Compute,
                         y: SharedMut<f32>,
                         x: &[f32],
                         gather: Option<&[u32]>,
@@ -172,8 +172,7 @@ pub(crate) fn rows_times(
 }
 
 #[inline(always)]
-unsafe fn rows_times_floats<S: Simd>(
-    compute: Compute,
+unsafe fn rows_times_floats<S: Simd, F: Factor<S>>(
     y: SharedMut<f32>,
     x: &[f32],
     gather: Option<&[u32]>,
@@ -183,28 +182,9 @@ unsafe fn rows_times_floats<S: Simd>(
     panels: Range<usize>,
     first: Chain,
 ) {
-    macro_rules! with {
-        ($factor:ty) => {
-            rows_times_as(
-                Floats::<S, $factor>::new(),
-                y,
-                x,
-                gather,
-                rows,
-                b,
-                part,
-                panels,
-                first,
-            )
-        };
-    }
+    let kernel = Floats::<S, F>::new();
     // SAFETY: forwarded.
-    unsafe {
-        match compute {
-            Compute::F32 => with!(F32),
-            Compute::Bf16 => with!(Bf16),
-        }
-    }
+    unsafe { rows_times_as(kernel, y, x, gather, rows, b, part, panels, first) }
 }
 
 /// How the rows of a product and its depth are cut.

@@ -1,7 +1,7 @@
 //! Right operands in panels, and the memory that packed operands live in.
 
 use super::blocks::{self, Activations};
-use crate::factor::{Bf16, F32, Factor, Words, lanes};
+use crate::factor::{Factor, Words, dispatch_factors, lanes};
 use crate::pool::SharedMut;
 use crate::simd::Simd;
 use crate::{Compute, Cpu, Isa};
@@ -105,10 +105,10 @@ impl Part {
     fn pack_rows(&mut self, cpu: &Cpu, compute: Compute, w: &[f32], k: usize) {
         let (isa, n) = (cpu.isa(), self.n);
         self.fill(cpu, &|panel, out| {
-            dispatch!(
+            dispatch_factors!(
                 isa,
-                pack_rows(
-                    compute: Compute, out: &mut [u32], w: &[f32], n: usize, k: usize,
+                compute,
+                pack_rows(out: &mut [u32], w: &[f32], n: usize, k: usize,
                     panel: usize,
                 )
             );
@@ -275,10 +275,10 @@ impl Packed {
         let (isa, n, k) = (self.isa, self.n, self.k);
         let (part, compute) = self.floats();
         part.fill(cpu, &|panel, out| {
-            dispatch!(
+            dispatch_factors!(
                 isa,
-                pack_columns(
-                    compute: Compute, out: &mut [u32], w: &[f32], n: usize, k: usize,
+                compute,
+                pack_columns(out: &mut [u32], w: &[f32], n: usize, k: usize,
                     panel: usize,
                 )
             );
@@ -292,46 +292,10 @@ fn as_bytes(words: &mut [u32]) -> &mut [u8] {
     unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), len) }
 }
 
-#[inline(always)]
-unsafe fn pack_rows<S: Simd>(
-    compute: Compute,
-    out: &mut [u32],
-    w: &[f32],
-    n: usize,
-    k: usize,
-    panel: usize,
-) {
-    // SAFETY: forwarded.
-    unsafe {
-        match compute {
-            Compute::F32 => pack_rows_as::<S, F32>(out, w, n, k, panel),
-            Compute::Bf16 => pack_rows_as::<S, Bf16>(out, w, n, k, panel),
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn pack_columns<S: Simd>(
-    compute: Compute,
-    out: &mut [u32],
-    w: &[f32],
-    n: usize,
-    k: usize,
-    panel: usize,
-) {
-    // SAFETY: forwarded.
-    unsafe {
-        match compute {
-            Compute::F32 => pack_columns_as::<S, F32>(out, w, n, k, panel),
-            Compute::Bf16 => pack_columns_as::<S, Bf16>(out, w, n, k, panel),
-        }
-    }
-}
-
 /// One panel from the rows of w (n, k): a transposition, in stretches of depth that stay in the
 /// first-level cache.
 #[inline(always)]
-unsafe fn pack_rows_as<S: Simd, F: Factor<S>>(
+unsafe fn pack_rows<S: Simd, F: Factor<S>>(
     out: &mut [u32],
     w: &[f32],
     n: usize,
@@ -364,7 +328,7 @@ unsafe fn pack_rows_as<S: Simd, F: Factor<S>>(
 
 /// One panel from the columns of w (k, n).
 #[inline(always)]
-unsafe fn pack_columns_as<S: Simd, F: Factor<S>>(
+unsafe fn pack_columns<S: Simd, F: Factor<S>>(
     out: &mut [u32],
     w: &[f32],
     n: usize,

@@ -1,8 +1,8 @@
 //! Products against exact sums, on every instruction set, at sizes around the borders of tiles.
 
-use super::{Compute, Packed, matmul, matmul_tn};
+use super::{Packed, matmul, matmul_tn};
 use crate::grouped_gemm::{grouped_matmul, grouped_matmul_tn};
-use crate::{Cpu, Isa, Store};
+use crate::{Compute, Cpu, Isa, Store};
 use half::bf16;
 use numerics::Philox;
 

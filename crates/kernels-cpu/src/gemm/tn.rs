@@ -7,7 +7,7 @@
 
 use super::micro::{self, Chain, Floats, Tile};
 use super::{Scratch, part};
-use crate::factor::{Bf16, F32, Factor, Left, lanes};
+use crate::factor::{Factor, Left, dispatch_factors, lanes};
 use crate::pool::{PIECES, SharedMut};
 use crate::simd::Simd;
 use crate::{Compute, Cpu, Isa};
@@ -138,10 +138,10 @@ fn group_tn(
     cols: Range<usize>,
     panels: Range<usize>,
 ) {
-    dispatch!(
+    dispatch_factors!(
         isa,
+        compute,
         group_tn_in(
-            compute: Compute,
             c: SharedMut<f32>,
             a: Rows,
             b: Rows,
@@ -153,26 +153,7 @@ fn group_tn(
 }
 
 #[inline(always)]
-unsafe fn group_tn_in<S: Simd>(
-    compute: Compute,
-    c: SharedMut<f32>,
-    a: Rows,
-    b: Rows,
-    rows: Range<usize>,
-    cols: Range<usize>,
-    panels: Range<usize>,
-) {
-    // SAFETY: forwarded.
-    unsafe {
-        match compute {
-            Compute::F32 => group_tn_as::<S, F32>(c, a, b, rows, cols, panels),
-            Compute::Bf16 => group_tn_as::<S, Bf16>(c, a, b, rows, cols, panels),
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn group_tn_as<S: Simd, F: Factor<S>>(
+unsafe fn group_tn_in<S: Simd, F: Factor<S>>(
     c: SharedMut<f32>,
     a: Rows,
     b: Rows,
