@@ -7,6 +7,7 @@
 //! rows share, is widened in the loop.
 
 use crate::Isa;
+use crate::aligned::{Aligned, LINE_BYTES};
 use crate::row::{self, for_lanes};
 use crate::simd::Simd;
 use half::bf16;
@@ -61,61 +62,11 @@ pub(crate) fn lanes(isa: Isa) -> usize {
     }
 }
 
-/// Words of four bytes from the border of a cache line on. Pages that nothing was written to are not in memory yet.
-pub(crate) struct Words {
-    memory: Vec<u32>,
-    start: usize,
-    len: usize,
-}
+/// Words of operands.
+pub(crate) type Words = Aligned<u32>;
 
 /// Words of a cache line.
-pub(crate) const LINE: usize = 16;
-
-impl Words {
-    pub(crate) const fn new() -> Words {
-        Words {
-            memory: Vec::new(),
-            start: 0,
-            len: 0,
-        }
-    }
-
-    /// `len` zeros.
-    pub(crate) fn zeroed(len: usize) -> Words {
-        let memory = vec![0; len + LINE];
-        let start = memory.as_ptr().align_offset(4 * LINE).min(LINE);
-        Words { memory, start, len }
-    }
-
-    /// Makes room for `len` words; new ones are zero.
-    pub(crate) fn reserve(&mut self, len: usize) {
-        if len > self.len {
-            let mut words = Words::zeroed(len);
-            words.as_mut_slice()[..self.len].copy_from_slice(self.as_slice());
-            *self = words;
-        }
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.len
-    }
-
-    pub(crate) fn as_slice(&self) -> &[u32] {
-        &self.memory[self.start..self.start + self.len]
-    }
-
-    pub(crate) fn as_mut_slice(&mut self) -> &mut [u32] {
-        &mut self.memory[self.start..self.start + self.len]
-    }
-
-    pub(crate) fn as_ptr(&self) -> *const u32 {
-        self.as_slice().as_ptr()
-    }
-
-    pub(crate) fn as_mut_ptr(&mut self) -> *mut u32 {
-        self.as_mut_slice().as_mut_ptr()
-    }
-}
+pub(crate) const LINE: usize = LINE_BYTES / 4;
 
 /// The same memory as values.
 pub(crate) fn as_floats(words: &mut [u32]) -> &mut [f32] {

@@ -18,6 +18,7 @@ pub mod arch;
 pub mod pool;
 pub mod simd;
 
+mod aligned;
 #[cfg(test)]
 mod check;
 mod factor;
@@ -38,6 +39,7 @@ pub mod rms_norm;
 pub mod router;
 pub mod swiglu;
 
+pub use aligned::Aligned;
 pub use factor::Compute;
 pub use isa::Isa;
 pub use pool::Pool;

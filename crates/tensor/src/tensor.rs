@@ -4,7 +4,8 @@
 //! Ops receive [`View`]s: contiguous ranges of device memory, of which the kernel knows the layout.
 
 use crate::Device;
-use std::ops::{Deref, DerefMut, Range};
+use kernels_cpu::Aligned;
+use std::ops::Range;
 
 /// A row-major array on a device.
 #[derive(Debug)]
@@ -16,40 +17,6 @@ pub struct Tensor<T = f32> {
 #[derive(Debug)]
 enum Memory<T> {
     Cpu(Aligned<T>),
-}
-
-/// Elements from the border of a cache line on.
-#[derive(Debug)]
-struct Aligned<T> {
-    memory: Vec<T>,
-    start: usize,
-    len: usize,
-}
-
-/// Bytes of a cache line.
-const LINE: usize = 64;
-
-impl<T: Copy + Default> Aligned<T> {
-    fn zeros(len: usize) -> Aligned<T> {
-        let line = LINE / size_of::<T>();
-        let memory = vec![T::default(); len + line];
-        let start = memory.as_ptr().align_offset(LINE).min(line);
-        Aligned { memory, start, len }
-    }
-}
-
-impl<T> Deref for Aligned<T> {
-    type Target = [T];
-
-    fn deref(&self) -> &[T] {
-        &self.memory[self.start..self.start + self.len]
-    }
-}
-
-impl<T> DerefMut for Aligned<T> {
-    fn deref_mut(&mut self) -> &mut [T] {
-        &mut self.memory[self.start..self.start + self.len]
-    }
 }
 
 /// A contiguous range of device memory, read.
@@ -73,7 +40,7 @@ impl<T: Copy + Default> Tensor<T> {
         match device {
             Device::Cpu(_) => Tensor {
                 shape: shape.to_vec(),
-                memory: Memory::Cpu(Aligned::zeros(len)),
+                memory: Memory::Cpu(Aligned::zeroed(len)),
             },
         }
     }

@@ -195,7 +195,7 @@ unsafe fn streamed<S: Simd>() {
         S::stream(out.as_mut_ptr().cast::<f32>().add(MOST), x);
         end_streams();
         let expected = lanes::<S>(x);
-        let (before, rest) = as_floats(out.as_mut_slice()).split_at(MOST);
+        let (before, rest) = as_floats(&mut out).split_at(MOST);
         let stored = rest[..S::LANES].iter().zip(expected);
         assert!(
             stored

@@ -44,10 +44,7 @@ impl KvLayer {
     fn block(&self, block: usize, kv_head: usize) -> (&[u32], &[u32]) {
         let at = block * self.shape.num_kv_heads + kv_head;
         let (key, value) = (at * self.sizes.key_block(), at * self.sizes.value_block());
-        (
-            &self.keys.as_slice()[key..],
-            &self.values.as_slice()[value..],
-        )
+        (&self.keys[key..], &self.values[value..])
     }
 }
 
@@ -65,8 +62,8 @@ pub struct CachedSequence<'a> {
 pub fn append_kv(cpu: &Cpu, cache: &mut KvLayer, k: &[f32], qkv: &[f32], slots: &[u32]) {
     let (isa, compute, shape, sizes) = (cpu.isa(), cache.compute, cache.shape, cache.sizes);
     assert_eq!(cache.isa, isa, "a cache belongs to one instruction set");
-    let keys = SharedMut::new(cache.keys.as_mut_slice());
-    let values = SharedMut::new(cache.values.as_mut_slice());
+    let keys = SharedMut::new(&mut cache.keys);
+    let values = SharedMut::new(&mut cache.values);
     let grain = grain(2 * slots.len() * shape.head_dim);
     cpu.pool.for_ranges(shape.num_kv_heads, grain, &|heads| {
         dispatch_factors!(isa, compute, append_heads(keys: SharedMut<u32>, values: SharedMut<u32>, k: &[f32], qkv: &[f32], slots: &[u32], shape: HeadShape, sizes: Sizes, heads: Range<usize>));

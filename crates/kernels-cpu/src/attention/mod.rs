@@ -50,14 +50,14 @@ struct Memory(Words);
 impl Memory {
     /// At least `len` words.
     fn take(len: usize) -> Memory {
-        let mut words = MEMORY.replace(Words::new());
+        let mut words = MEMORY.take();
         words.reserve(len);
         Memory(words)
     }
 
     /// Its first `len` words, zeroed.
     fn zeroed(&mut self, len: usize) -> &mut [u32] {
-        let words = &mut self.0.as_mut_slice()[..len];
+        let words = &mut self.0[..len];
         words.fill(0);
         words
     }
@@ -65,7 +65,7 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        MEMORY.set(std::mem::replace(&mut self.0, Words::new()));
+        MEMORY.set(std::mem::take(&mut self.0));
     }
 }
 

@@ -92,7 +92,7 @@ impl Part {
     /// Fills the panels, each on one thread: `fill(panel, words)`.
     fn fill(&mut self, cpu: &Cpu, fill: &(dyn Fn(usize, &mut [u32]) + Sync)) {
         let panel_words = self.panel_words;
-        let out = SharedMut::new(self.words.as_mut_slice());
+        let out = SharedMut::new(&mut self.words);
         cpu.pool.for_ranges(self.panels, 1, &|range: Range<usize>| {
             for panel in range {
                 // SAFETY: each panel belongs to one thread.
@@ -195,7 +195,7 @@ impl Packed {
         assert!(n > 0 && k > 0, "a packed matrix has columns and depth");
         let isa = self.isa;
         let (part, compute) = self.floats();
-        let words = std::mem::replace(&mut part.words, Words::new());
+        let words = std::mem::take(&mut part.words);
         *part = Part::in_words(words, isa, Factors::Floats(compute), None, n, k);
         (self.n, self.k) = (n, k);
     }
