@@ -68,8 +68,13 @@ fn seeds() -> Vec<Vec<u8>> {
     for key in ["layer_types", "mlp_layer_types"] {
         huge.as_object_mut().expect("an object").remove(key);
     }
+    // Numbers that 32 bits hold, and that they do not.
+    let mut large = moe.clone();
+    large["routed_scaling_factor"] = 3e38.into();
+    let mut too_large = large.clone();
+    too_large["routed_scaling_factor"] = 3e39.into();
     let exaone45 = json!({ "model_type": "exaone4_5", "text_config": exaone4.clone() });
-    [moe, exaone4, llama, exaone45, huge]
+    [moe, exaone4, llama, exaone45, huge, large, too_large]
         .map(|config| config.to_string().into_bytes())
         .into()
 }

@@ -28,8 +28,8 @@ const BUILD: [&str; 4] = ["--sanitizer", "none", "--codegen-units", "16"];
 /// Memory of the whole process; that of one input has its own budget in the targets.
 const RSS_LIMIT_MB: u32 = 3000;
 
-/// The last lines of a run that found something: the panic, the input, how to repeat it.
-const TOLD_LINES: usize = 60;
+/// Of a run that found something: the lines from the panic on, and the last ones (the input, how to repeat it).
+const TOLD_LINES: (usize, usize) = (4, 60);
 
 /// How the targets run.
 pub(crate) struct Run {
@@ -135,7 +135,12 @@ fn fuzz(root: &Path, what: &[&str], args: &[String], is_shown: bool) -> Result<(
             if !output.status.success() {
                 let told = String::from_utf8_lossy(&output.stderr);
                 let lines: Vec<&str> = told.lines().collect();
-                crate::report(&lines[lines.len().saturating_sub(TOLD_LINES)..].join("\n"));
+                let (of_panic, last) = TOLD_LINES;
+                let (before, end) = lines.split_at(lines.len().saturating_sub(last));
+                let panic = before.iter().position(|line| line.contains("panicked at"));
+                let panic = panic.map_or(&[][..], |at| &before[at..]);
+                let told = [&panic[..panic.len().min(of_panic)], end].concat();
+                crate::report(&told.join("\n"));
             }
             output.status.success()
         }

@@ -364,7 +364,7 @@ impl ModelConfig {
         let scaling = self.rope_scaling;
         let positive = [
             ("rms_norm_eps", f64::from(self.rms_norm_eps)),
-            ("rope_theta", self.rope_theta),
+            ("rope_theta", f64::from(self.rope_theta as f32)),
             ("factor", scaling.map_or(1.0, |s| f64::from(s.factor))),
             (
                 "high_freq_factor - low_freq_factor",
@@ -377,7 +377,15 @@ impl ModelConfig {
         ];
         for (key, value) in positive {
             if !value.is_finite() || value <= 0.0 {
-                return Err(wrong(key, value, "a positive number"));
+                return Err(wrong(key, value, "a positive number in 32 bits"));
+            }
+        }
+        for (key, value) in [
+            ("routed_scaling_factor", self.routed_scaling_factor),
+            ("initializer_range", self.initializer_range),
+        ] {
+            if !value.is_finite() {
+                return Err(wrong(key, value, "a number in 32 bits"));
             }
         }
         Ok(())

@@ -800,6 +800,23 @@ mod tests {
     }
 
     #[test]
+    fn numbers_that_32_bits_cannot_hold_are_refused() {
+        for (key, value) in [
+            ("routed_scaling_factor", json!(5.5e57)),
+            ("initializer_range", json!(-1e39)),
+            ("rms_norm_eps", json!(1e39)),
+            ("rms_norm_eps", json!(1e-60)),
+            ("rope_theta", json!(1e39)),
+            ("rope_theta", json!(1e-60)),
+        ] {
+            let config = with(json!({ key: value }));
+            let error = ModelConfig::from_json(&config.to_string()).unwrap_err();
+            let error = error.to_string();
+            assert!(error.contains(key) && error.contains("32 bits"), "{error}");
+        }
+    }
+
+    #[test]
     fn sizes_that_cannot_be_counted_are_refused() {
         let huge = 1u64 << 28;
         let cases = [
