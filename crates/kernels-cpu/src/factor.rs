@@ -34,20 +34,20 @@ impl Compute {
 /// Runs `$f::<S, F>($args)` for the instruction set `$isa` and the factors that `$compute` names; otherwise as
 /// [`dispatch!`](crate::dispatch).
 macro_rules! dispatch_factors {
-    ($isa:expr, $compute:expr, $f:ident($($arg:ident: $ty:ty),* $(,)?)) => {{
+    ($isa:expr, $compute:expr, $f:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)?) => {{
         #[inline(always)]
-        unsafe fn in_f32<S: $crate::simd::Simd>($($arg: $ty),*) {
+        unsafe fn in_f32<S: $crate::simd::Simd>($($arg: $ty),*) $(-> $ret)? {
             // SAFETY: forwarded to the caller (so for the block below).
             unsafe { $f::<S, $crate::factor::F32>($($arg),*) }
         }
         #[inline(always)]
-        unsafe fn in_bf16<S: $crate::simd::Simd>($($arg: $ty),*) {
+        unsafe fn in_bf16<S: $crate::simd::Simd>($($arg: $ty),*) $(-> $ret)? {
             // SAFETY: as above.
             unsafe { $f::<S, $crate::factor::Bf16>($($arg),*) }
         }
         match $compute {
-            $crate::Compute::F32 => dispatch!($isa, in_f32($($arg: $ty),*)),
-            $crate::Compute::Bf16 => dispatch!($isa, in_bf16($($arg: $ty),*)),
+            $crate::Compute::F32 => dispatch!($isa, in_f32($($arg: $ty),*) $(-> $ret)?),
+            $crate::Compute::Bf16 => dispatch!($isa, in_bf16($($arg: $ty),*) $(-> $ret)?),
         }
     }};
 }

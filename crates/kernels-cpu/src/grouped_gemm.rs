@@ -6,9 +6,10 @@
 //! Rows are sorted by group. They may be read through an index, so that the permuted input is never
 //! written out. Groups may be empty. The bits of a row are those of `gemm::matmul`.
 
-use crate::gemm::{PIECE_ROWS, Packed, Rows, first_chain, groups_tn, rows_times};
+use crate::gemm::{Packed, Rows, block_rows, first_chain, groups_tn, part, rows_times};
 use crate::pool::SharedMut;
 use crate::{Compute, Cpu, Store};
+use std::ops::Range;
 
 /// Rows `offsets[e]..offsets[e+1]` of y (N, n) = the same rows of x (or those that `rows` names) times
 /// `b[e]`. Rows before the first offset are left as they are. A group without rows needs no matrix.
@@ -47,38 +48,27 @@ pub fn grouped_matmul(
     let group = |e: usize| offsets[e] as usize..offsets[e + 1] as usize;
     let matrix = |e: usize| b[e].as_ref().expect("a group with rows has a matrix");
     let used: Vec<usize> = (0..b.len()).filter(|&e| !group(e).is_empty()).collect();
-    // Many rows are shared out by rows. Of few, the panels of all groups in use: each is then read once.
+    // Many rows are shared out in blocks of their groups. Of few, the panels of all groups in use: each is then
+    // read once.
     if total >= 16 * threads * b.len() {
-        cpu.pool.for_parts(total, PIECE_ROWS, &|range| {
-            for &e in &used {
-                let rows_here = range.start.max(group(e).start)..range.end.min(group(e).end);
-                rows_times(
-                    isa,
-                    out,
-                    x,
-                    rows,
-                    rows_here,
-                    matrix(e),
-                    0..panels,
-                    first_chain,
-                );
-            }
+        let most = block_rows(first).min(total.div_ceil(2 * threads));
+        let blocks = |&e: &usize| {
+            let count = group(e).len().div_ceil(most);
+            (0..count).map(move |idx| (e, part(&group(e), idx, count)))
+        };
+        let blocks: Vec<(usize, Range<usize>)> = used.iter().flat_map(blocks).collect();
+        cpu.pool.for_each(blocks.len(), &|idx| {
+            let (e, block) = blocks[idx].clone();
+            let matrix = matrix(e);
+            rows_times(isa, out, x, rows, block, matrix, 0..panels, first_chain);
         });
     } else {
         cpu.pool.for_ranges(used.len() * panels, 1, &|range| {
             for (nth, &e) in used.iter().enumerate() {
                 let start = range.start.saturating_sub(nth * panels).min(panels);
                 let end = range.end.saturating_sub(nth * panels).min(panels);
-                rows_times(
-                    isa,
-                    out,
-                    x,
-                    rows,
-                    group(e),
-                    matrix(e),
-                    start..end,
-                    first_chain,
-                );
+                let matrix = matrix(e);
+                rows_times(isa, out, x, rows, group(e), matrix, start..end, first_chain);
             }
         });
     }

@@ -187,14 +187,13 @@ impl Pool {
         });
     }
 
-    /// Cuts `0..len` into ranges as equal as can be, none shorter than `least`, and calls `f` on each: some for each
-    /// thread where they are long enough, and one where they are not.
-    pub fn for_parts(&self, len: usize, least: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
-        let threads = self.threads();
-        let pieces = match len / least.max(1) / threads {
-            0 => threads.min(len),
-            each => each.min(PIECES) * threads,
-        };
+    /// Cuts `0..len` into ranges as equal as can be, none longer than `most`, as many for each thread, and calls `f`
+    /// on each.
+    pub fn for_parts(&self, len: usize, most: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
+        let pieces = len
+            .div_ceil(most.max(1))
+            .next_multiple_of(self.threads())
+            .min(len);
         self.for_each(pieces, &|idx| {
             f(len * idx / pieces..len * (idx + 1) / pieces)
         });
@@ -404,11 +403,12 @@ mod tests {
     }
 
     #[test]
-    fn parts_cover_everything_once_and_none_is_short_where_there_is_enough() {
+    fn parts_cover_everything_once_and_none_is_long() {
         for (len, threads) in [(0, 2), (1, 1), (1, 3), (5, 8), (100, 3), (1000, 2)] {
             let seen: Vec<AtomicUsize> = (0..len).map(|_| AtomicUsize::new(0)).collect();
             Pool::new(threads).for_parts(len, 30, &|range| {
-                assert!(range.len() >= 30.min(len / threads), "{range:?} of {len}");
+                let most = 30.min(len.div_ceil(threads));
+                assert!((1..=most).contains(&range.len()), "{range:?} of {len}");
                 for i in range {
                     seen[i].fetch_add(1, Ordering::Relaxed);
                 }

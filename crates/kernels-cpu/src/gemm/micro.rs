@@ -1,6 +1,7 @@
 //! The register tile: some rows by two vectors of columns, over a stretch of the depth; and its kernel for
 //! factors that are floats.
 
+use crate::aligned::LINE_BYTES;
 use crate::factor::{Factor, Left};
 use crate::simd::{Simd, prefetch};
 use std::marker::PhantomData;
@@ -16,16 +17,13 @@ pub(super) trait Kernel: Copy {
     fn right_words(self) -> usize;
     /// Words of a step of a row of the left operand.
     fn left_words(self) -> usize;
+    /// Words of a panel that one pass over a block of rows takes. y carries the chain from pass to pass.
+    fn pass_words(self) -> usize;
     /// Steps of the left operand from `k` consecutive values, the last step perhaps not whole. `out` has
     /// room for 16 words more than are made.
     unsafe fn left_of_row(self, out: *mut u32, x: *const f32, k: usize);
     /// Computes a tile.
     unsafe fn tile(self, tile: Tile);
-
-    /// Whether fetching the next panel while one is multiplied pays for many rows.
-    fn fetches_ahead(self) -> bool {
-        false
-    }
 
     /// Rows of a tile of a wide panel at most.
     fn wide_rows(self) -> usize {
@@ -81,6 +79,12 @@ impl<S: Simd, F: Factor<S>> Kernel for Floats<S, F> {
     fn left_words(self) -> usize {
         F::PARTS
     }
+    // Each tile reads the panel again, and a second-level cache is fast enough for that: a step takes a tile 7 to
+    // 14 cycles, and is two lines of it. So passes are deep.
+    #[inline(always)]
+    fn pass_words(self) -> usize {
+        32 << 10
+    }
     #[inline(always)]
     unsafe fn left_of_row(self, out: *mut u32, x: *const f32, k: usize) {
         // SAFETY: forwarded (so for the block below).
@@ -121,6 +125,44 @@ pub(super) struct Tile {
     pub(super) chain: Chain,
     /// Whether rows of integers have upper bytes.
     pub(super) fine: bool,
+    /// What it fetches for a later tile.
+    pub(super) ahead: Ahead,
+}
+
+/// Memory that will be read soon. It is fetched a little at every step: all at once would stop the tile until most of
+/// it is there.
+#[derive(Clone, Copy)]
+pub(super) struct Ahead {
+    pub(super) ptr: *const u8,
+    pub(super) bytes: usize,
+}
+
+impl Ahead {
+    /// Fetches nothing: `near` is read anyway.
+    pub(super) fn nothing(near: *const u32) -> Ahead {
+        Ahead {
+            ptr: near.cast(),
+            bytes: 0,
+        }
+    }
+
+    /// What is fetched at each of `steps` steps.
+    #[inline(always)]
+    pub(super) fn at_each_of(self, steps: usize) -> Ahead {
+        Ahead {
+            ptr: self.ptr,
+            bytes: self.bytes / steps.max(1),
+        }
+    }
+
+    /// Fetches what a step does, in `LINES` lines at most, and goes on to the next.
+    #[inline(always)]
+    pub(super) fn step<const LINES: usize>(&mut self) {
+        for line in 0..LINES {
+            prefetch(self.ptr.wrapping_add(LINE_BYTES * line));
+        }
+        self.ptr = self.ptr.wrapping_add(self.bytes);
+    }
 }
 
 /// R rows by two vectors of columns.
@@ -200,8 +242,10 @@ impl<S: Simd, F: Factor<S>> TileKernel<S> for Floats<S, F> {
             out,
             stride: ldc,
             chain,
+            ahead,
             ..
         } = tile;
+        let mut ahead = ahead.at_each_of(steps);
         // SAFETY: see `tile`.
         unsafe {
             let mut acc = [[S::splat(0.0); 2]; R];
@@ -228,6 +272,7 @@ impl<S: Simd, F: Factor<S>> TileKernel<S> for Floats<S, F> {
                     a_part = a_part.add(a.part_stride);
                 }
                 b_step = b_step.add(2 * S::LANES);
+                ahead.step::<1>();
             }
             if chain == Chain::AddOnce {
                 for r in 0..R {

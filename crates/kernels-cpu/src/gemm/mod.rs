@@ -30,23 +30,16 @@ pub(crate) use tn::{Rows, groups_tn};
 
 use crate::factor::{Factor, LINE, Left, Words, dispatch_factors};
 use crate::pool::SharedMut;
-use crate::simd::{Simd, end_streams, prefetch};
+use crate::simd::{Simd, end_streams};
 use crate::{Cpu, Isa, Store};
 pub(crate) use micro::Chain;
-use micro::{Floats, Kernel, Tile};
+use micro::{Ahead, Floats, Kernel, Tile};
 use pack::{Factors, Part};
 use std::cell::Cell;
 use std::ops::Range;
 
-/// Words of a panel that one pass over a block of rows takes: two thirds of a first-level cache of 48 KiB, so
-/// that they stay there for all tiles of the block. y carries the chain from pass to pass.
-const PASS_WORDS: usize = 8 << 10;
-
-/// Tiles of rows in a block.
-const BLOCK_TILES: usize = 24;
-
-/// Words of a block of rows that are packed at a time: they stay in a second-level cache of 1 MiB. A deeper block
-/// is taken in several passes over all panels, and its rows of y are read again for each.
+/// Words of a block of rows that are packed at a time: with a pass of a panel they stay in a second-level cache of
+/// 1 MiB.
 const LEFT_WORDS: usize = 128 << 10;
 
 /// Rows from which on it pays to make a panel wide first.
@@ -86,7 +79,7 @@ pub fn matmul(cpu: &Cpu, y: &mut [f32], x: &[f32], b: &Packed, store: Store) {
     let (first, out) = (first_chain(y, store), SharedMut::new(y));
     // Few rows: each thread reads its own panels once, instead of all threads all panels.
     if m >= 16 * threads {
-        cpu.pool.for_parts(m, PIECE_ROWS, &|rows| {
+        cpu.pool.for_parts(m, block_rows(b), &|rows| {
             rows_times(isa, out, x, None, rows, b, 0..b.panels(), first);
         });
     } else {
@@ -108,8 +101,44 @@ pub(crate) fn first_chain(y: &[f32], store: Store) -> Chain {
     }
 }
 
-/// Rows of a piece of work at least, where there are enough: each piece reads all panels.
-pub(crate) const PIECE_ROWS: usize = 96;
+/// Rows that a thread takes at a time: a block, so that it reads the panels once for all of them.
+pub(crate) fn block_rows(b: &Packed) -> usize {
+    #[inline(always)]
+    unsafe fn of_floats<S: Simd, F: Factor<S>>(k: usize) -> usize {
+        block_rows_of(Floats::<S, F>::new(), k)
+    }
+    let (isa, k) = (b.isa(), b.k());
+    let of_part = |part: &Part| match part.factors {
+        Factors::Floats(compute) => {
+            dispatch_factors!(isa, compute, of_floats(k: usize) -> usize)
+        }
+        Factors::Blocks(block_type) => {
+            block_rows_of(blocks::Blocks::new(isa, block_type, b.activations()), k)
+        }
+    };
+    b.parts().iter().map(of_part).min().unwrap_or(1)
+}
+
+/// Rows of a block: whole tiles, of which one pass packs `LEFT_WORDS`. Shallow rows count as if they had two cache
+/// lines, which they take.
+#[inline(always)]
+fn block_rows_of<K: Kernel>(kernel: K, k: usize) -> usize {
+    let words = pass_depth(kernel, k).div_ceil(kernel.depth()) * kernel.left_words();
+    (LEFT_WORDS / words.max(2 * LINE)).next_multiple_of(kernel.wide_rows())
+}
+
+/// Depth of a pass, in whole steps; passes are as equal as can be.
+#[inline(always)]
+fn pass_depth<K: Kernel>(kernel: K, k: usize) -> usize {
+    let passes = k.div_ceil(pass_steps(kernel) * kernel.depth());
+    k.div_ceil(passes).next_multiple_of(kernel.depth())
+}
+
+/// Steps of a pass at most.
+#[inline(always)]
+fn pass_steps<K: Kernel>(kernel: K) -> usize {
+    kernel.pass_words() / kernel.right_words().max(kernel.wide_words())
+}
 
 /// Rows `rows` of y and columns of `panels`: the serial core of every product with a packed matrix.
 /// Row i reads row `gather[i]` of x where there is one. The caller sees to it that y has these rows and
@@ -191,8 +220,8 @@ unsafe fn rows_times_floats<S: Simd, F: Factor<S>>(
 struct Plan {
     /// Whether panels are made wide first.
     is_wide: bool,
-    /// Whether the next panel is fetched while one is multiplied. With a tile or two, one is not multiplied for long
-    /// enough: fetching would only delay what is read.
+    /// Whether the next panel is fetched while one is multiplied, each tile its share. With a tile or two, one is not
+    /// multiplied for long enough: fetching would only delay what is read.
     fetches_ahead: bool,
     /// Rows of a tile at most.
     tile_rows: usize,
@@ -207,7 +236,7 @@ struct Plan {
 }
 
 impl Plan {
-    /// For `rows` rows of depth `k`. The passes do not depend on the rows.
+    /// For `rows` rows of depth `k`.
     #[inline(always)]
     fn new<K: Kernel>(kernel: K, rows: usize, k: usize) -> Plan {
         let (step_depth, left_words) = (kernel.depth(), kernel.left_words());
@@ -217,9 +246,10 @@ impl Plan {
         } else {
             kernel.rows()
         };
-        let passes = k.div_ceil(pass_steps(kernel) * step_depth);
-        let pass = k.div_ceil(passes).next_multiple_of(step_depth);
-        let blocks = rows.div_ceil(BLOCK_TILES * tile_rows);
+        let pass = pass_depth(kernel, k);
+        let blocks = rows.div_ceil(block_rows_of(kernel, k));
+        // Few rows are packed deeper than a pass: then all passes of a panel follow one another.
+        let passes = k.div_ceil(pass);
         let pass_words = pass.div_ceil(step_depth) * left_words;
         let together = LEFT_WORDS / (rows.div_ceil(blocks) * pass_words);
         let stretch = pass * passes.div_ceil(passes.div_ceil(together.clamp(1, passes)));
@@ -227,7 +257,7 @@ impl Plan {
         let stride = (stretch.div_ceil(step_depth) * left_words).next_multiple_of(32) + 16;
         Plan {
             is_wide,
-            fetches_ahead: kernel.fetches_ahead() && (is_wide || rows > 2 * tile_rows),
+            fetches_ahead: is_wide || rows > 2 * tile_rows,
             tile_rows,
             blocks,
             stretch,
@@ -235,12 +265,6 @@ impl Plan {
             stride,
         }
     }
-}
-
-/// Steps of a pass at most.
-#[inline(always)]
-fn pass_steps<K: Kernel>(kernel: K) -> usize {
-    PASS_WORDS / kernel.right_words().max(kernel.wide_words())
 }
 
 #[inline(always)]
@@ -302,11 +326,10 @@ unsafe fn rows_times_as<K: Kernel>(
                     stride: n,
                     chain: if start == 0 { first } else { Chain::Continue },
                     fine: false,
+                    ahead: Ahead::nothing(right.panel(panel)),
                 };
-                let next = panels
-                    .contains(&(panel + 1))
-                    .then(|| right.panel(panel + 1));
-                let next = next.filter(|_| plan.fetches_ahead);
+                let has_next = plan.fetches_ahead && panels.contains(&(panel + 1));
+                let next = has_next.then(|| right.panel(panel + 1));
                 // SAFETY: the rows of the block are packed, and the scratch has room for a wide pass.
                 unsafe { panel_times(kernel, &plan, tile, block.len(), &stretch, next, wide) };
             }
@@ -352,9 +375,10 @@ unsafe fn panel_times<K: Kernel>(
         for idx in 0..tiles {
             if let Some(next) = next {
                 let share = part(&(in_panel..in_panel + right_words), idx, tiles);
-                for word in share.step_by(LINE) {
-                    prefetch(next.wrapping_add(word));
-                }
+                tile.ahead = Ahead {
+                    ptr: next.wrapping_add(share.start).cast(),
+                    bytes: 4 * share.len(),
+                };
             }
             let rows = part(&(0..rows), idx, tiles);
             tile.rows = rows.len();
@@ -374,7 +398,7 @@ unsafe fn panel_times<K: Kernel>(
 
 /// Part `idx` of `count` parts of a range that differ in length by at most one.
 #[inline(always)]
-fn part(range: &Range<usize>, idx: usize, count: usize) -> Range<usize> {
+pub(crate) fn part(range: &Range<usize>, idx: usize, count: usize) -> Range<usize> {
     let len = range.len();
     range.start + len * idx / count..range.start + len * (idx + 1) / count
 }

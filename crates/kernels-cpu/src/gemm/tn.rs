@@ -5,7 +5,7 @@
 //! group; the sum of a stretch is one chain from zero, in the order of the rows, and is added to c once.
 //! Both sides are packed as they are read: tiles of a, then some panels of b at a time.
 
-use super::micro::{self, Chain, Floats, Tile};
+use super::micro::{self, Ahead, Chain, Floats, Tile};
 use super::{Scratch, part};
 use crate::factor::{Factor, Left, dispatch_factors, lanes};
 use crate::pool::{PIECES, SharedMut};
@@ -201,6 +201,7 @@ unsafe fn group_tn_in<S: Simd, F: Factor<S>>(
                                 stride: q,
                                 chain: Chain::AddOnce,
                                 fine: false,
+                                ahead: Ahead::nothing(right),
                             });
                         }
                     }

@@ -159,8 +159,10 @@ impl<S: Simd, T: Format> TileKernel<S> for Panels<T> {
             stride,
             chain,
             fine,
+            ahead: later,
             ..
         } = tile;
+        let mut later = later.at_each_of(steps * T::GROUPS);
         // SAFETY: by the contract of the trait.
         unsafe {
             let mut sums = [[S::splat(0.0); 2]; R];
@@ -180,6 +182,8 @@ impl<S: Simd, T: Format> TileKernel<S> for Panels<T> {
                         for line in (0..group_bytes::<T>(S::LANES)).step_by(64) {
                             prefetch(right.wrapping_add(ahead::<T>() + line));
                         }
+                    } else {
+                        later.step::<2>();
                     }
                     group::<S, T, R>(&mut sums, left, a.row_stride, right, heads, fine);
                     left = left.add(left_words(fine));
