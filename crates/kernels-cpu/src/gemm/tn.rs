@@ -8,7 +8,7 @@
 use super::micro::{self, Ahead, Chain, Floats, Tile};
 use super::{Scratch, part};
 use crate::factor::{Factor, Left, dispatch_factors, lanes};
-use crate::pool::{PIECES, SharedMut};
+use crate::pool::SharedMut;
 use crate::simd::Simd;
 use crate::{Compute, Cpu, Isa};
 use std::ops::Range;
@@ -22,6 +22,9 @@ const fn stretch_steps<S: Simd>() -> usize {
 /// Words of a that are packed at a time, and of b: together they stay in a second-level cache of 1 MiB.
 const LEFT_WORDS: usize = 96 << 10;
 const RIGHT_WORDS: usize = 48 << 10;
+
+/// Tiles of a that lie side by side, step by step: whole vectors on every instruction set.
+const LEFT_TILES: usize = 4;
 
 /// c (p, q) += a (m, p)^T b (m, q); p and q follow from the lengths.
 pub fn matmul_tn(cpu: &Cpu, compute: Compute, c: &mut [f32], a: &[f32], b: &[f32], m: usize) {
@@ -110,18 +113,13 @@ pub(crate) fn groups_tn(
     });
 }
 
-/// Elements of c in a piece at least, where there are enough for each thread.
-const PIECE: usize = 192 << 10;
-
 /// How many pieces the columns of a are cut into, and those of b: each piece packs its columns of both, and of all
-/// ways to cut the one that packs least is taken.
+/// ways to cut one for each thread the one that packs least is taken.
 fn cut(p: usize, q: usize, threads: usize) -> (usize, usize) {
-    let each = (p * q / (PIECE * threads)).clamp(1, PIECES);
-    let count = each * threads;
-    let divisors = (1..=count).filter(|across| count.is_multiple_of(*across));
-    let packed = |across: &usize| count / across * q + across * p;
+    let divisors = (1..=threads).filter(|across| threads.is_multiple_of(*across));
+    let packed = |across: &usize| threads / across * q + across * p;
     let across = divisors.min_by_key(packed).unwrap_or(1);
-    (count / across, across)
+    (threads / across, across)
 }
 
 /// Borders between pieces lie at multiples of this many columns of a.
@@ -166,7 +164,7 @@ unsafe fn group_tn_in<S: Simd, F: Factor<S>>(
     let right_panels = RIGHT_WORDS / (most * nr);
     let tiles = cols.len().div_ceil(S::TILE_ROWS).min(left_tiles);
     let mut scratch = Scratch::take();
-    (scratch.left).reserve(tiles * most * F::PARTS * S::TILE_ROWS);
+    (scratch.left).reserve(tiles.next_multiple_of(LEFT_TILES) * most * F::PARTS * S::TILE_ROWS);
     (scratch.right).reserve(panels.len().min(right_panels) * most * nr);
     let (left, right) = (scratch.left.as_mut_ptr(), scratch.right.as_mut_ptr());
     for start in rows.clone().step_by(most * F::STEP) {
@@ -182,19 +180,24 @@ unsafe fn group_tn_in<S: Simd, F: Factor<S>>(
                 // SAFETY: as above, for the panels; rows `cols` and columns `panels` of c belong to this thread.
                 unsafe {
                     pack_right::<S, F>(right, b, &stretch, columns);
-                    for panel in block.clone() {
-                        let right = right.add((panel - block.start) * steps * nr);
-                        let n = nr.min(q - panel * nr);
-                        for first in some.clone().step_by(S::TILE_ROWS) {
-                            let count = (some.end - first).min(S::TILE_ROWS);
+                    // A tile meets all panels before the next: so c is written along its rows, as the processor expects.
+                    for first in some.clone().step_by(S::TILE_ROWS) {
+                        let count = (some.end - first).min(S::TILE_ROWS);
+                        let tile = (first - some.start) / S::TILE_ROWS;
+                        let (group, tile) = (tile / LEFT_TILES, tile % LEFT_TILES);
+                        let group = group * LEFT_TILES * steps * F::PARTS;
+                        let left = left.add((group + tile) * S::TILE_ROWS);
+                        for panel in block.clone() {
+                            let right = right.add((panel - block.start) * steps * nr);
+                            let n = nr.min(q - panel * nr);
                             micro::tile::<S, Floats<S, F>>(Tile {
                                 rows: count,
                                 cols: n,
                                 steps,
                                 left: Left {
-                                    ptr: left.add((first - some.start) * steps * F::PARTS),
+                                    ptr: left,
                                     row_stride: 1,
-                                    part_stride: S::TILE_ROWS,
+                                    part_stride: LEFT_TILES * S::TILE_ROWS,
                                 },
                                 right,
                                 out: c.ptr().add(first * q + panel * nr),
@@ -278,17 +281,17 @@ unsafe fn pack_left<S: Simd, F: Factor<S>>(
     stretch: &Range<usize>,
     cols: Range<usize>,
 ) {
-    let (steps, width) = (stretch.len().div_ceil(F::STEP), S::TILE_ROWS);
+    let (steps, width) = (stretch.len().div_ceil(F::STEP), LEFT_TILES * S::TILE_ROWS);
     let (whole, rest) = (cols.len() / width, cols.len() % width);
     for step in 0..steps {
         let (first, second) = rows_of_step::<S, F>(from, stretch, step, &cols);
-        for tile in 0..=whole {
-            let at = tile * width;
+        for group in 0..=whole {
+            let at = group * width;
             // SAFETY: the rows were sliced to `cols`; `out` has room by the contract of this function.
             unsafe {
-                let out = out.add((tile * steps + step) * F::PARTS * width);
+                let out = out.add((group * steps + step) * F::PARTS * width);
                 let (first, second) = (first.add(at), after(second, at));
-                if tile < whole {
+                if group < whole {
                     F::left_of_columns(out, width, first, second, width);
                 } else if rest > 0 {
                     F::left_of_columns(out, width, first, second, rest);
