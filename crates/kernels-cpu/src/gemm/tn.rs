@@ -7,7 +7,7 @@
 
 use super::micro::{self, Ahead, Chain, Floats, Tile};
 use super::{Scratch, part};
-use crate::factor::{Factor, Left, dispatch_factors, lanes};
+use crate::factor::{Factor, LINE, Left, dispatch_factors, lanes};
 use crate::pool::SharedMut;
 use crate::simd::Simd;
 use crate::{Compute, Cpu, Isa};
@@ -20,11 +20,11 @@ const fn stretch_steps<S: Simd>() -> usize {
 }
 
 /// Words of a that are packed at a time, and of b: together they stay in a second-level cache of 1 MiB.
-const LEFT_WORDS: usize = 96 << 10;
-const RIGHT_WORDS: usize = 48 << 10;
+const LEFT_WORDS: usize = 104 << 10;
+const RIGHT_WORDS: usize = 72 << 10;
 
-/// Tiles of a that lie side by side, step by step: whole vectors on every instruction set.
-const LEFT_TILES: usize = 4;
+/// Packed tiles of a that lie side by side, step by step: whole vectors on every instruction set.
+const SIDE: usize = 4;
 
 /// c (p, q) += a (m, p)^T b (m, q); p and q follow from the lengths.
 pub fn matmul_tn(cpu: &Cpu, compute: Compute, c: &mut [f32], a: &[f32], b: &[f32], m: usize) {
@@ -159,60 +159,86 @@ unsafe fn group_tn_in<S: Simd, F: Factor<S>>(
     cols: Range<usize>,
     panels: Range<usize>,
 ) {
-    let (q, nr, most) = (b.width, 2 * S::LANES, stretch_steps::<S>());
-    let left_tiles = LEFT_WORDS / (most * F::PARTS * S::TILE_ROWS);
-    let right_panels = RIGHT_WORDS / (most * nr);
-    let tiles = cols.len().div_ceil(S::TILE_ROWS).min(left_tiles);
+    let (nr, most) = (2 * S::LANES, stretch_steps::<S>());
+    let (tile_words, panel_words) = (most * F::PARTS * S::TILE_ROWS, most * nr);
+    let (left_tiles, right_panels) = (LEFT_WORDS / tile_words, RIGHT_WORDS / panel_words);
+    let tiles = 0..cols.len().div_ceil(S::TILE_ROWS);
+    let left_blocks = tiles.len().div_ceil(left_tiles);
+    let right_blocks = panels.len().div_ceil(right_panels);
     let mut scratch = Scratch::take();
-    (scratch.left).reserve(tiles.next_multiple_of(LEFT_TILES) * most * F::PARTS * S::TILE_ROWS);
-    (scratch.right).reserve(panels.len().min(right_panels) * most * nr);
+    let groups = tiles.len().min(left_tiles).div_ceil(SIDE);
+    (scratch.left).reserve(groups * apart(SIDE * tile_words));
+    (scratch.right).reserve(panels.len().min(right_panels) * apart(panel_words));
     let (left, right) = (scratch.left.as_mut_ptr(), scratch.right.as_mut_ptr());
     for start in rows.clone().step_by(most * F::STEP) {
         let stretch = start..rows.end.min(start + most * F::STEP);
-        let steps = stretch.len().div_ceil(F::STEP);
-        for col in cols.clone().step_by(left_tiles * S::TILE_ROWS) {
-            let some = col..cols.end.min(col + left_tiles * S::TILE_ROWS);
-            // SAFETY: the scratch has room for the tiles, `steps` steps each.
-            unsafe { pack_left::<S, F>(left, a, &stretch, some.clone()) };
-            for block in panels.clone().step_by(right_panels) {
-                let block = block..panels.end.min(block + right_panels);
-                let columns = block.start * nr..q.min(block.end * nr);
+        for i in 0..left_blocks {
+            let tiles = part(&tiles, i, left_blocks);
+            let cols = cols.start + tiles.start * S::TILE_ROWS
+                ..cols.end.min(cols.start + tiles.end * S::TILE_ROWS);
+            // SAFETY: the scratch has room for the tiles of a block, as many steps each as a stretch has.
+            unsafe { pack_left::<S, F>(left, a, &stretch, cols.clone()) };
+            for j in 0..right_blocks {
+                let panels = part(&panels, j, right_blocks);
                 // SAFETY: as above, for the panels; rows `cols` and columns `panels` of c belong to this thread.
                 unsafe {
-                    pack_right::<S, F>(right, b, &stretch, columns);
-                    // A tile meets all panels before the next: so c is written along its rows, as the processor expects.
-                    for first in some.clone().step_by(S::TILE_ROWS) {
-                        let count = (some.end - first).min(S::TILE_ROWS);
-                        let tile = (first - some.start) / S::TILE_ROWS;
-                        let (group, tile) = (tile / LEFT_TILES, tile % LEFT_TILES);
-                        let group = group * LEFT_TILES * steps * F::PARTS;
-                        let left = left.add((group + tile) * S::TILE_ROWS);
-                        for panel in block.clone() {
-                            let right = right.add((panel - block.start) * steps * nr);
-                            let n = nr.min(q - panel * nr);
-                            micro::tile::<S, Floats<S, F>>(Tile {
-                                rows: count,
-                                cols: n,
-                                steps,
-                                left: Left {
-                                    ptr: left,
-                                    row_stride: 1,
-                                    part_stride: LEFT_TILES * S::TILE_ROWS,
-                                },
-                                right,
-                                out: c.ptr().add(first * q + panel * nr),
-                                stride: q,
-                                chain: Chain::AddOnce,
-                                fine: false,
-                                ahead: Ahead::nothing(right),
-                            });
-                        }
+                    if i == 0 || right_blocks > 1 {
+                        let columns = panels.start * nr..b.width.min(panels.end * nr);
+                        pack_right::<S, F>(right, b, &stretch, columns);
                     }
+                    let steps = stretch.len().div_ceil(F::STEP);
+                    packed_times::<S, F>(c, b.width, left, right, steps, &cols, &panels);
                 }
             }
         }
     }
     scratch.give_back();
+}
+
+/// Words from one packed panel to the next, or one group of tiles: a cache line more than they have, since they are
+/// written side by side and would all fall into the same set of the cache.
+const fn apart(words: usize) -> usize {
+    words + LINE
+}
+
+/// Packed columns `cols` of a with packed `panels` of b, over `steps` steps, added to c of `q` columns. A tile of a
+/// meets all panels before the next: so c is written along its rows, as the processor expects.
+#[inline(always)]
+unsafe fn packed_times<S: Simd, F: Factor<S>>(
+    c: SharedMut<f32>,
+    q: usize,
+    left: *const u32,
+    right: *const u32,
+    steps: usize,
+    cols: &Range<usize>,
+    panels: &Range<usize>,
+) {
+    let (nr, side) = (2 * S::LANES, SIDE * S::TILE_ROWS);
+    for (tile, col) in cols.clone().step_by(S::TILE_ROWS).enumerate() {
+        let group = tile / SIDE * apart(side * steps * F::PARTS);
+        for panel in panels.clone() {
+            // SAFETY: forwarded to the caller.
+            unsafe {
+                let right = right.add((panel - panels.start) * apart(nr * steps));
+                micro::tile::<S, Floats<S, F>>(Tile {
+                    rows: (cols.end - col).min(S::TILE_ROWS),
+                    cols: nr.min(q - panel * nr),
+                    steps,
+                    left: Left {
+                        ptr: left.add(group + tile % SIDE * S::TILE_ROWS),
+                        row_stride: 1,
+                        part_stride: side,
+                    },
+                    right,
+                    out: c.ptr().add(col * q + panel * nr),
+                    stride: q,
+                    chain: Chain::AddOnce,
+                    fine: false,
+                    ahead: Ahead::nothing(right),
+                });
+            }
+        }
+    }
 }
 
 /// The two rows of step `step` of a stretch, from column `col` on; the second is null where there is none.
@@ -247,7 +273,7 @@ unsafe fn pack_right<S: Simd, F: Factor<S>>(
         for panel in 0..whole {
             // SAFETY: the rows were sliced to `cols`; `out` has room by the contract of this function.
             unsafe {
-                let out = out.add((panel * steps + step) * width);
+                let out = out.add(panel * apart(width * steps) + step * width);
                 F::right_of_columns(
                     out,
                     first.add(panel * width),
@@ -259,7 +285,7 @@ unsafe fn pack_right<S: Simd, F: Factor<S>>(
         if rest > 0 {
             // SAFETY: as above.
             unsafe {
-                let out = out.add((whole * steps + step) * width);
+                let out = out.add(whole * apart(width * steps) + step * width);
                 F::right_of_columns(
                     out,
                     first.add(whole * width),
@@ -281,7 +307,7 @@ unsafe fn pack_left<S: Simd, F: Factor<S>>(
     stretch: &Range<usize>,
     cols: Range<usize>,
 ) {
-    let (steps, width) = (stretch.len().div_ceil(F::STEP), LEFT_TILES * S::TILE_ROWS);
+    let (steps, width) = (stretch.len().div_ceil(F::STEP), SIDE * S::TILE_ROWS);
     let (whole, rest) = (cols.len() / width, cols.len() % width);
     for step in 0..steps {
         let (first, second) = rows_of_step::<S, F>(from, stretch, step, &cols);
@@ -289,7 +315,8 @@ unsafe fn pack_left<S: Simd, F: Factor<S>>(
             let at = group * width;
             // SAFETY: the rows were sliced to `cols`; `out` has room by the contract of this function.
             unsafe {
-                let out = out.add((group * steps + step) * F::PARTS * width);
+                let out =
+                    out.add(group * apart(width * steps * F::PARTS) + step * F::PARTS * width);
                 let (first, second) = (first.add(at), after(second, at));
                 if group < whole {
                     F::left_of_columns(out, width, first, second, width);
