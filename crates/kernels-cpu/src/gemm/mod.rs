@@ -30,7 +30,7 @@ pub(crate) use tn::{Rows, groups_tn};
 
 use crate::factor::{Factor, LINE, Left, Words, dispatch_factors};
 use crate::pool::SharedMut;
-use crate::simd::{Simd, end_streams};
+use crate::simd::{Simd, end_streams, prefetch};
 use crate::{Cpu, Isa, Store};
 pub(crate) use micro::Chain;
 use micro::{Ahead, Floats, Kernel, Tile};
@@ -41,6 +41,9 @@ use std::ops::Range;
 /// Words of a block of rows that are packed at a time: with a pass of a panel they stay in a second-level cache of
 /// 1 MiB.
 const LEFT_WORDS: usize = 128 << 10;
+
+/// How far ahead rows are fetched that are packed.
+const ROWS_AHEAD: usize = 2;
 
 /// Rows from which on it pays to make a panel wide first.
 const WIDE_ROWS: usize = 7;
@@ -298,15 +301,18 @@ unsafe fn rows_times_as<K: Kernel>(
         let block = part(&rows, block, plan.blocks);
         for start in (0..k).step_by(plan.stretch) {
             let stretch = start..k.min(start + plan.stretch);
+            let source = |row: usize| {
+                let row = gather.map_or(row, |gather| gather[row] as usize);
+                x.as_ptr().wrapping_add(row * k + start)
+            };
             for row in block.clone() {
-                let source = match gather {
-                    Some(gather) => gather[row] as usize,
-                    None => row,
-                };
+                if row + ROWS_AHEAD < block.end {
+                    prefetch_all(source(row + ROWS_AHEAD), stretch.len());
+                }
                 // SAFETY: the caller checked the row; the scratch has a stride for each of the block.
                 unsafe {
                     let out = left.add((row - block.start) * plan.stride);
-                    kernel.left_of_row(out, x.as_ptr().add(source * k + start), stretch.len());
+                    kernel.left_of_row(out, source(row), stretch.len());
                 }
             }
             for panel in panels.clone() {
@@ -393,6 +399,14 @@ unsafe fn panel_times<K: Kernel>(
                 }
             }
         }
+    }
+}
+
+/// Brings `len` values near.
+#[inline(always)]
+fn prefetch_all(x: *const f32, len: usize) {
+    for at in (0..len).step_by(LINE) {
+        prefetch(x.wrapping_add(at));
     }
 }
 
