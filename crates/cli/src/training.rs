@@ -10,7 +10,7 @@ use formats::hash;
 use formats::keys::Key;
 use formats::ledger::records::{self, Genesis, Machine};
 use formats::run_dir::{RunDir, Stage};
-use kernels_cpu::peak;
+use kernels_cpu::peak::{self, Factor};
 use model::config::Compute;
 use model::{Layout, ModelConfig, flops};
 use serde_json::json;
@@ -367,7 +367,11 @@ pub(crate) fn train(job: &Job) -> Result<Trained> {
 /// Operations per second that this machine reaches at most on factors of a type.
 pub(crate) fn peak_flops(device: &Device, compute: Compute) -> f64 {
     let Device::Cpu(cpu) = device;
-    peak::flops(cpu, compute == Compute::Bf16)
+    let factor = match compute {
+        Compute::F32 => Factor::F32,
+        Compute::Bf16 => Factor::Bf16,
+    };
+    peak::flops(cpu, factor)
 }
 
 /// The object that training commands print with --json.

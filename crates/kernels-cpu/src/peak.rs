@@ -5,7 +5,8 @@
 //! memory         sum of a range, and a copy, larger than the caches
 //!
 //! All threads of the pool run at once. A peak is the best of several short runs: what else the machine
-//! does can only take away. Chains hide the latency of an instruction; how many do so and still fit the
+//! does can only take away. What runs for longer is compared with the same loop over the same time
+//! ([`PeakLoop::rate_over`]). Chains hide the latency of an instruction; how many do so and still fit the
 //! registers differs, so several numbers of them are tried.
 //!
 //! The only file here that reads a clock. Not measured: caches, single threads, non-temporal stores.
@@ -48,11 +49,10 @@ pub enum Factor {
 impl Peaks {
     /// Measures, for a second or so; `memory` should be larger than the caches.
     pub fn measure(cpu: &Cpu, memory: &mut Memory) -> Peaks {
-        let f32_flops = f32_flops(cpu);
         Peaks {
-            f32_flops,
-            bf16_flops: bf16_flops(cpu, f32_flops),
-            int8_ops: int8_ops(cpu),
+            f32_flops: flops(cpu, Factor::F32),
+            bf16_flops: flops(cpu, Factor::Bf16),
+            int8_ops: flops(cpu, Factor::Int8),
             read_bytes: memory.read_bytes(cpu),
             copy_bytes: memory.copy_bytes(cpu),
         }
@@ -82,59 +82,102 @@ const BUDGET: Duration = Duration::from_millis(50);
 /// Not counted: the processor raises its frequency, the other threads wake up.
 const WARM_UP: Duration = Duration::from_millis(10);
 
-/// `work` a run of `f`, per second, of all threads together: each thread's best run while the others run
-/// too.
-fn best_rate(cpu: &Cpu, work: f64, f: &(dyn Fn() + Sync)) -> f64 {
+/// Numbers of independent chains that are tried.
+const CHAINS: [usize; 4] = [4, 8, 12, 16];
+
+/// Operations per second on factors of one type alone: without the memory, a fraction of a second.
+pub fn flops(cpu: &Cpu, factor: Factor) -> f64 {
+    PeakLoop::new(cpu, factor).best
+}
+
+/// The loop behind a peak, with the number of chains that suits best.
+pub struct PeakLoop<'a> {
+    cpu: &'a Cpu,
+    factor: Factor,
+    chains: usize,
+    best: f64,
+}
+
+impl<'a> PeakLoop<'a> {
+    /// Finds the number of chains, in a fraction of a second.
+    pub fn new(cpu: &'a Cpu, factor: Factor) -> PeakLoop<'a> {
+        let of = |chains: usize| PeakLoop {
+            cpu,
+            factor,
+            chains,
+            best: best_rate(cpu, factor, chains),
+        };
+        let loops = CHAINS.into_iter().map(of);
+        loops
+            .max_by(|a, b| a.best.total_cmp(&b.best))
+            .expect("some numbers of chains are tried")
+    }
+
+    /// Operations per second of all threads when the loop runs for about as long, in one parallel region: what a
+    /// product that takes this time could reach at this moment, at the frequency that the processor has now.
+    pub fn rate_over(&self, duration: Duration) -> f64 {
+        let (isa, threads) = (self.cpu.isa(), self.cpu.pool.threads());
+        let per_run = work(isa, self.factor, self.chains) * threads as f64;
+        let runs = (duration.as_secs_f64() * self.best / per_run)
+            .ceil()
+            .max(1.0);
+        let start = Instant::now();
+        self.cpu.pool.run(&|_| {
+            for _ in 0..runs as usize {
+                run(isa, self.factor, self.chains);
+            }
+        });
+        per_run * runs / start.elapsed().as_secs_f64()
+    }
+}
+
+/// Operations per second of all threads together: of each thread its best run while the others run too.
+fn best_rate(cpu: &Cpu, factor: Factor, chains: usize) -> f64 {
+    let isa = cpu.isa();
     let total = Mutex::new(0.0);
     cpu.pool.run(&|_| {
         let (start, mut best) = (Instant::now(), f64::INFINITY);
         while start.elapsed() < BUDGET {
-            let run = Instant::now();
-            f();
+            let one = Instant::now();
+            run(isa, factor, chains);
             if start.elapsed() > WARM_UP {
-                best = best.min(run.elapsed().as_secs_f64());
+                best = best.min(one.elapsed().as_secs_f64());
             }
         }
-        *total.lock().unwrap_or_else(PoisonError::into_inner) += work / best;
+        *total.lock().unwrap_or_else(PoisonError::into_inner) += work(isa, factor, chains) / best;
     });
     total.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Numbers of independent chains that are tried.
-const CHAINS: [usize; 4] = [4, 8, 12, 16];
-
-/// The rate with the number of chains that suits best; `operations` of one instruction.
-fn best_chains(cpu: &Cpu, operations: usize, f: &(dyn Fn(usize) + Sync)) -> f64 {
-    let rate = |chains: usize| best_rate(cpu, (ROUNDS * chains * operations) as f64, &|| f(chains));
-    CHAINS.into_iter().map(rate).fold(0.0, f64::max)
+/// Whether pairs of bf16 have an instruction of their own. Otherwise a dot product is two multiply-adds of widened
+/// factors.
+fn has_pairs(isa: Isa) -> bool {
+    isa == Isa::Avx512Bf16
 }
 
-/// Operations per second on factors of one type alone: without the memory, a fraction of a second.
-pub fn flops(cpu: &Cpu, in_bf16: bool) -> f64 {
-    let f32_flops = f32_flops(cpu);
-    match in_bf16 {
-        true => bf16_flops(cpu, f32_flops),
-        false => f32_flops,
+/// Runs the loop of a type of factors once, on this thread.
+fn run(isa: Isa, factor: Factor, chains: usize) {
+    match factor {
+        Factor::Bf16 if has_pairs(isa) => dispatch!(isa, dot_products(chains: usize)),
+        Factor::F32 | Factor::Bf16 => dispatch!(isa, multiply_adds(chains: usize)),
+        Factor::Int8 => integers(isa, chains),
     }
 }
 
-fn f32_flops(cpu: &Cpu) -> f64 {
-    let isa = cpu.isa();
-    best_chains(cpu, 2 * crate::factor::lanes(isa), &|chains| {
-        dispatch!(isa, multiply_adds(chains: usize));
-    })
-}
-
-/// Without an instruction of its own a dot product is two multiply-adds of widened factors.
-fn bf16_flops(cpu: &Cpu, f32_flops: f64) -> f64 {
-    let isa = cpu.isa();
-    if isa != Isa::Avx512Bf16 {
-        return f32_flops;
-    }
-    let parts = dispatch!(isa, pair_parts() -> usize);
-    best_chains(cpu, 4 * crate::factor::lanes(isa) / parts, &|chains| {
-        dispatch!(isa, dot_products(chains: usize));
-    })
+/// Operations of one run.
+fn work(isa: Isa, factor: Factor, chains: usize) -> f64 {
+    let lanes = crate::factor::lanes(isa);
+    let of_instruction = match factor {
+        Factor::Bf16 if has_pairs(isa) => 4 * lanes / dispatch!(isa, pair_parts() -> usize),
+        Factor::F32 | Factor::Bf16 => 2 * lanes,
+        Factor::Int8 => match integer_loop(isa) {
+            IntegerLoop::Vnni512 => 128,
+            IntegerLoop::Vnni256 => 64,
+            IntegerLoop::Widened256 | IntegerLoop::Neon => 32,
+            IntegerLoop::Plain => return (2 * 100 * FACTORS) as f64,
+        },
+    };
+    (ROUNDS * chains * of_instruction) as f64
 }
 
 #[inline(always)]
@@ -207,32 +250,49 @@ unsafe fn dot_product_chains<S: Simd, const N: usize>() {
     }
 }
 
-/// The instruction for products of 8-bit integers, where there is one, else for 16-bit ones.
-fn int8_ops(cpu: &Cpu) -> f64 {
-    match cpu.isa() {
+/// How 8-bit integers are multiplied: by an instruction for them where there is one, else as 16-bit ones.
+#[derive(Clone, Copy)]
+#[expect(dead_code, reason = "each processor has some of them")]
+enum IntegerLoop {
+    Vnni512,
+    Vnni256,
+    Widened256,
+    Neon,
+    Plain,
+}
+
+fn integer_loop(isa: Isa) -> IntegerLoop {
+    match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 | Isa::Avx512Bf16 if is_x86_feature_detected!("avx512vnni") => {
-            // SAFETY: the instruction is there.
-            best_chains(cpu, 128, &|chains| unsafe { x86::vnni_512(chains) })
+            IntegerLoop::Vnni512
         }
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 | Isa::Avx512Bf16 | Isa::Avx2 if is_x86_feature_detected!("avxvnni") => {
-            // SAFETY: the instruction is there.
-            best_chains(cpu, 64, &|chains| unsafe { x86::vnni_256(chains) })
+            IntegerLoop::Vnni256
         }
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Avx2 => {
-            // SAFETY: AVX2 is there, by the instruction set.
-            best_chains(cpu, 32, &|chains| unsafe { x86::widened_256(chains) })
-        }
+        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Avx2 => IntegerLoop::Widened256,
         #[cfg(target_arch = "aarch64")]
-        Isa::Neon => {
-            // SAFETY: NEON is there on every aarch64.
-            best_chains(cpu, 32, &|chains| unsafe { aarch64::products(chains) })
+        Isa::Neon => IntegerLoop::Neon,
+        _ => IntegerLoop::Plain,
+    }
+}
+
+fn integers(isa: Isa, chains: usize) {
+    // SAFETY: `integer_loop` asked the processor for the instructions.
+    unsafe {
+        match integer_loop(isa) {
+            #[cfg(target_arch = "x86_64")]
+            IntegerLoop::Vnni512 => x86::vnni_512(chains),
+            #[cfg(target_arch = "x86_64")]
+            IntegerLoop::Vnni256 => x86::vnni_256(chains),
+            #[cfg(target_arch = "x86_64")]
+            IntegerLoop::Widened256 => x86::widened_256(chains),
+            #[cfg(target_arch = "aarch64")]
+            IntegerLoop::Neon => aarch64::products(chains),
+            _ => (0..100).for_each(|_| widened()),
         }
-        _ => best_rate(cpu, (2 * 100 * FACTORS) as f64, &|| {
-            (0..100).for_each(|_| widened())
-        }),
     }
 }
 

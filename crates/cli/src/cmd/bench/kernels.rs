@@ -7,14 +7,15 @@ use kernels_cpu::peak::{Memory, Peaks};
 use serde_json::json;
 use std::time::Duration;
 use tensor::Device;
-use testkit::bench::{Measurement, measure};
+use testkit::bench::{Limits, Measurement, measure};
 use testkit::{Case, Mode, cases};
 
 /// Times every op at the sizes of a real model.
 ///
-/// What a run takes at least follows from its operations and its traffic, and from peaks that are measured
-/// first; fraction_of_peak is that time by the time taken. An op bound by memory is timed on operands that
-/// are in no cache, one bound by arithmetic on warm ones.
+/// What a run takes at least follows from its operations and its traffic, and from measured peaks;
+/// fraction_of_peak is that time by the time taken. An op bound by memory is timed on operands that are in no
+/// cache, one bound by arithmetic on warm ones, in turns with the loop of its peak, since the frequency of a
+/// processor changes.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   dokja bench kernels
@@ -56,6 +57,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut buffers = Memory::new(memory::measuring_bytes(None));
     tell("measuring the limits of this machine");
     let peaks = Peaks::measure(cpu, &mut buffers);
+    let limits = Limits::new(cpu, peaks);
     let budget = Duration::from_secs_f64(args.seconds);
     if !args.json {
         print(&format!(
@@ -74,7 +76,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         ));
     }
     for case in cases {
-        let m = measure(case.as_ref(), &device, &peaks, &buffers, budget);
+        let m = measure(case.as_ref(), &device, &limits, &buffers, budget);
         print(&if args.json {
             object(case.as_ref(), &device, &m).to_string()
         } else {
