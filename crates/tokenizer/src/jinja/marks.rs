@@ -125,8 +125,13 @@ fn next_tag(source: &str, at: usize) -> Option<(usize, Kind)> {
     None
 }
 
-fn first_word(text: &str) -> &str {
-    let text = text.trim_start_matches(['-', '+']).trim_start();
+/// The first word of a tag, from behind what opens it.
+fn first_word(tag: &str) -> &str {
+    word(tag.trim_start_matches(['-', '+']).trim_start())
+}
+
+/// The word that a text begins with, or nothing.
+fn word(text: &str) -> &str {
     let end = text.find(|c: char| !c.is_alphanumeric() && c != '_');
     &text[..end.unwrap_or(text.len())]
 }
@@ -168,11 +173,11 @@ fn end_of_tag(
     if matches!(source.as_bytes().get(inside.at), Some(b'-' | b'+')) {
         inside.at += 1;
     }
-    let mut word = "";
+    let mut first = "";
     if kind == Kind::Block {
         inside.skip_space();
-        word = first_word(&source[inside.at..]);
-        inside.at += word.len();
+        first = word(&source[inside.at..]);
+        inside.at += first.len();
     }
     inside.expressions(None);
     let end = inside.at;
@@ -180,7 +185,7 @@ fn end_of_tag(
         return None;
     }
     let end = end + usize::from(matches!(source.as_bytes()[end], b'-' | b'+')) + 2;
-    match word {
+    match first {
         "include" | "import" | "from" | "extends" => {
             let whole = Body {
                 after: end,
@@ -219,6 +224,10 @@ impl<'a> Tag<'a> {
         &self.source[self.at..]
     }
 
+    fn word(&self) -> &'a str {
+        word(self.rest())
+    }
+
     fn peek(&self) -> Option<char> {
         self.rest().chars().next()
     }
@@ -251,12 +260,12 @@ impl<'a> Tag<'a> {
                 break;
             }
             let is_word = c.is_alphabetic() || c == '_';
-            let word = if is_word { first_word(self.rest()) } else { "" };
-            if word == "not" || is_after_operand && KEYWORDS.contains(&word) {
-                self.at += word.len();
-                if word == "not" && is_after_operand {
+            let keyword = if is_word { self.word() } else { "" };
+            if keyword == "not" || is_after_operand && KEYWORDS.contains(&keyword) {
+                self.at += keyword.len();
+                if keyword == "not" && is_after_operand {
                     self.skip_space();
-                    if first_word(self.rest()) == "in" {
+                    if self.word() == "in" {
                         self.at += 2;
                     }
                 }
@@ -348,21 +357,19 @@ impl<'a> Tag<'a> {
                 if self.peek() == Some('(') {
                     self.bracket();
                 }
-            } else if first_word(self.rest()) == "is" && self.rest().starts_with("is") {
+            } else if self.word() == "is" {
                 self.at += 2;
                 self.skip_space();
-                if self.rest().starts_with("not") && first_word(self.rest()) == "not" {
+                if self.word() == "not" {
                     self.at += 3;
                     self.skip_space();
                 }
                 self.dotted_name();
                 let end = self.at;
                 self.skip_space();
-                let word = first_word(self.rest());
                 let starts = |c: char| c.is_alphanumeric() || "_'\"[{".contains(c);
                 let is_argument = self.peek().is_some_and(starts)
-                    && !(self.rest().starts_with(word)
-                        && ["and", "or", "else", "is"].contains(&word));
+                    && !["and", "or", "else", "is"].contains(&self.word());
                 match self.peek() {
                     Some('(') => {
                         self.bracket();
@@ -390,7 +397,7 @@ impl<'a> Tag<'a> {
             Some('(' | '[' | '{') => {
                 self.bracket();
             }
-            Some(c) if c.is_alphabetic() || c == '_' => self.at += first_word(self.rest()).len(),
+            Some(c) if c.is_alphabetic() || c == '_' => self.at += self.word().len(),
             _ => return,
         }
         loop {
@@ -400,7 +407,7 @@ impl<'a> Tag<'a> {
                 Some('.') => {
                     self.at += 1;
                     self.skip_space();
-                    self.at += first_word(self.rest()).len();
+                    self.at += self.word().len();
                 }
                 Some('(') => {
                     self.bracket();
@@ -430,7 +437,7 @@ impl<'a> Tag<'a> {
 
     fn dotted_name(&mut self) {
         loop {
-            self.at += first_word(self.rest()).len();
+            self.at += self.word().len();
             if self.peek() != Some('.') {
                 return;
             }
@@ -555,6 +562,18 @@ mod tests {
         ];
         for (source, expected) in cases {
             assert_eq!(mark(source), expected, "{source}");
+        }
+    }
+
+    #[test]
+    fn a_sign_or_a_space_where_a_name_would_stand_is_no_part_of_it() {
+        for (source, marked) in [
+            ("{{ a | +trim\u{5c2} }}", "{{ a | |_sum+trim\u{5c2}|_sum }}"),
+            ("{{ a. -\u{ae00} }}", "{{ a. -\u{ae00} }}"),
+            ("{% +\u{ae00} a %}", "{% +\u{ae00} a %}"),
+            ("{{ a is not -\u{ae00} }}", "{{ a is not -\u{ae00} }}"),
+        ] {
+            assert_eq!(mark(source), marked);
         }
     }
 
