@@ -6,8 +6,9 @@
 //! arithmetic on warm ones, as in the middle of a training step.
 //!
 //! A processor changes its frequency by some per cent within a second. So an op bound by arithmetic is
-//! timed in turns with the loop of its peak, which runs for as long as the op did, and the medians of both
-//! are compared: a median with the best moment of another second would say less than 1 of that loop itself.
+//! timed in turns with the loop of its peak, which runs for as long as the op did: its median is compared with
+//! the best that the loop reached. (With the median of the loop, products came out above 1: what does nothing
+//! but multiply is slowed down more often.)
 
 use crate::case::Case;
 use kernels_cpu::Cpu;
@@ -78,7 +79,7 @@ pub fn measure(
     let limit = peaks.seconds(cost.flops, factor, cost.bytes_read, cost.bytes_written);
     let bound_by_memory = limit > peaks.seconds(cost.flops, factor, 0.0, 0.0);
     kernel(&mut buffers);
-    let (start, mut seconds, mut rates) = (Instant::now(), Vec::new(), Vec::new());
+    let (start, mut seconds, mut best_rate) = (Instant::now(), Vec::new(), 0.0_f64);
     while seconds.len() < MIN_RUNS || start.elapsed() < budget {
         if bound_by_memory {
             memory.sweep(cpu);
@@ -88,12 +89,12 @@ pub fn measure(
         let took = run.elapsed();
         seconds.push(took.as_secs_f64());
         if !bound_by_memory {
-            rates.push(limits.loop_of(factor).rate_over(took));
+            best_rate = best_rate.max(limits.loop_of(factor).rate_over(took));
         }
     }
     let limit = match bound_by_memory {
         true => limit,
-        false => cost.flops / median(&mut rates),
+        false => cost.flops / best_rate,
     };
     let runs = seconds.len();
     let median_of = median(&mut seconds);

@@ -3,7 +3,8 @@
 //!
 //! Rows are taken in stretches of [`stretch_steps`] steps (one row in f32, two in bf16) from the first row of the
 //! group; the sum of a stretch is one chain from zero, in the order of the rows, and is added to c once.
-//! Both sides are packed as they are read: tiles of a, then some panels of b at a time.
+//! Both sides are packed as they are read: some tiles of a and some panels of b at a time. Then each tile meets all
+//! these panels.
 
 use super::micro::{self, Ahead, Chain, Floats, Tile};
 use super::{Scratch, part};
@@ -13,8 +14,8 @@ use crate::simd::Simd;
 use crate::{Compute, Cpu, Isa};
 use std::ops::Range;
 
-/// Steps of a stretch: one of a panel of b takes half of a first-level cache of 48 KiB. The bits of a sum depend on
-/// it.
+/// Steps of a stretch: a panel of b and a tile of a take two thirds of a first-level cache of 48 KiB. The bits of a
+/// sum depend on it.
 const fn stretch_steps<S: Simd>() -> usize {
     (6 << 10) / (2 * S::LANES)
 }
