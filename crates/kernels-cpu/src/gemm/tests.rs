@@ -82,8 +82,8 @@ fn packed(cpu: &Cpu, compute: Compute, w: &[f32], n: usize, k: usize) -> Packed 
 }
 
 /// Sizes around the borders of tiles (4, 6, 8, 12 rows), of vectors and panels (4 to 32 columns) and of
-/// passes over the depth (512 and 1024), odd ones, and real ones.
-const SIZES: [(usize, usize, usize); 18] = [
+/// passes over the depth (1024 to 4096 values), more rows than a block of two passes, odd ones, and real ones.
+const SIZES: [(usize, usize, usize); 20] = [
     (1, 1, 1),
     (1, 640, 384),
     (2, 3, 2),
@@ -102,6 +102,8 @@ const SIZES: [(usize, usize, usize); 18] = [
     (4, 34, 1027),
     (200, 36, 130),
     (37, 384, 192),
+    (480, 9, 1100),
+    (5, 33, 4200),
 ];
 
 #[test]
@@ -253,6 +255,8 @@ fn gradients_of_weights_equal_the_exact_sums() {
         (512, 14, 8),
         (513, 100, 20),
         (1030, 9, 700),
+        // More than is packed at a time, of both sides and by each of two threads.
+        (2, 1120, 400),
     ];
     for isa in Isa::available() {
         for (compute, (m, p, q)) in COMPUTES.into_iter().flat_map(|c| sizes.map(|s| (c, s))) {
