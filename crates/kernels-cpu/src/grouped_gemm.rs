@@ -6,8 +6,8 @@
 //! Rows are sorted by group. They may be read through an index, so that the permuted input is never
 //! written out. Groups may be empty. The bits of a row are those of `gemm::matmul`.
 
-use crate::gemm::{Packed, Rows, block_rows, first_chain, groups_tn, part, rows_times};
-use crate::pool::SharedMut;
+use crate::gemm::{Packed, Rows, block_rows, first_chain, groups_tn, rows_times};
+use crate::pool::{SharedMut, part};
 use crate::{Compute, Cpu, Store};
 use std::ops::Range;
 

@@ -214,12 +214,11 @@ impl Pool {
             return (0..count).for_each(f);
         }
         let call = self.calls.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
-        let border = |idx: usize| count * idx / threads;
         self.region(0, &|thread| {
             for owner in (thread..threads).chain(0..thread) {
-                let (start, end) = (border(owner), border(owner + 1));
-                while let Some(idx) = self.shared.shares[owner].0.take(call, end - start) {
-                    f(start + idx);
+                let own = part(&(0..count), owner, threads);
+                while let Some(idx) = self.shared.shares[owner].0.take(call, own.len()) {
+                    f(own.start + idx);
                 }
             }
         });
@@ -256,9 +255,7 @@ impl Pool {
             .div_ceil(most.max(1))
             .next_multiple_of(self.threads())
             .min(len);
-        self.for_each(pieces, &|idx| {
-            f(len * idx / pieces..len * (idx + 1) / pieces)
-        });
+        self.for_each(pieces, &|idx| f(part(&(0..len), idx, pieces)));
     }
 }
 
@@ -359,6 +356,13 @@ fn spin_while(waits: impl Fn() -> bool) {
             std::thread::yield_now();
         }
     }
+}
+
+/// Part `idx` of `count` parts of a range that differ in length by at most one.
+#[inline(always)]
+pub(crate) fn part(range: &Range<usize>, idx: usize, count: usize) -> Range<usize> {
+    let len = range.len();
+    range.start + len * idx / count..range.start + len * (idx + 1) / count
 }
 
 /// A pointer that threads may share, for outputs whose parts no two threads both write.

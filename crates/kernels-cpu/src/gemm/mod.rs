@@ -29,7 +29,7 @@ pub use tn::matmul_tn;
 pub(crate) use tn::{Rows, groups_tn};
 
 use crate::factor::{Factor, LINE, Left, Words, dispatch_factors};
-use crate::pool::SharedMut;
+use crate::pool::{SharedMut, part};
 use crate::simd::{Simd, end_streams, prefetch};
 use crate::{Cpu, Isa, Store};
 pub(crate) use micro::Chain;
@@ -408,11 +408,4 @@ fn prefetch_all(x: *const f32, len: usize) {
     for at in (0..len).step_by(LINE) {
         prefetch(x.wrapping_add(at));
     }
-}
-
-/// Part `idx` of `count` parts of a range that differ in length by at most one.
-#[inline(always)]
-pub(crate) fn part(range: &Range<usize>, idx: usize, count: usize) -> Range<usize> {
-    let len = range.len();
-    range.start + len * idx / count..range.start + len * (idx + 1) / count
 }

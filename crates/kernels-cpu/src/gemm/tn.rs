@@ -6,10 +6,10 @@
 //! Both sides are packed as they are read: some tiles of a and some panels of b at a time. Then each tile meets all
 //! these panels.
 
+use super::Scratch;
 use super::micro::{self, Ahead, Chain, Floats, Tile};
-use super::{Scratch, part};
 use crate::factor::{Factor, LINE, Left, dispatch_factors, lanes};
-use crate::pool::SharedMut;
+use crate::pool::{SharedMut, part};
 use crate::simd::Simd;
 use crate::{Compute, Cpu, Isa};
 use std::ops::Range;
