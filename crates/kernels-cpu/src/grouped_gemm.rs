@@ -6,7 +6,7 @@
 //! Rows are sorted by group. They may be read through an index, so that the permuted input is never
 //! written out. Groups may be empty. The bits of a row are those of `gemm::matmul`.
 
-use crate::gemm::{Packed, Rows, block_rows, first_chain, groups_tn, rows_times};
+use crate::gemm::{Next, Packed, Rows, block_rows, first_chain, groups_tn, rows_times};
 use crate::pool::{SharedMut, part};
 use crate::{Compute, Cpu, Store};
 use std::ops::Range;
@@ -44,6 +44,11 @@ pub fn grouped_matmul(
         "grouped_matmul: y is not (N, n)"
     );
     let (isa, threads, panels) = (cpu.isa(), cpu.pool.threads(), first.panels());
+    let x = Rows {
+        data: x,
+        gather: rows,
+        width: first.k(),
+    };
     let (first_chain, out) = (first_chain(y, store), SharedMut::new(y));
     let group = |e: usize| offsets[e] as usize..offsets[e + 1] as usize;
     let matrix = |e: usize| b[e].as_ref().expect("a group with rows has a matrix");
@@ -59,16 +64,27 @@ pub fn grouped_matmul(
         let blocks: Vec<(usize, Range<usize>)> = used.iter().flat_map(blocks).collect();
         cpu.pool.for_each(blocks.len(), &|idx| {
             let (e, block) = blocks[idx].clone();
-            let matrix = matrix(e);
-            rows_times(isa, out, x, rows, block, matrix, 0..panels, first_chain);
+            let next = cpu.pool.next_of(idx, blocks.len()).map(|idx| {
+                let (e, rows) = blocks[idx].clone();
+                Next { rows, b: matrix(e) }
+            });
+            rows_times(isa, out, x, block, matrix(e), 0..panels, first_chain, next);
         });
     } else {
         cpu.pool.for_ranges(used.len() * panels, 1, &|range| {
             for (nth, &e) in used.iter().enumerate() {
                 let start = range.start.saturating_sub(nth * panels).min(panels);
                 let end = range.end.saturating_sub(nth * panels).min(panels);
-                let matrix = matrix(e);
-                rows_times(isa, out, x, rows, group(e), matrix, start..end, first_chain);
+                rows_times(
+                    isa,
+                    out,
+                    x,
+                    group(e),
+                    matrix(e),
+                    start..end,
+                    first_chain,
+                    None,
+                );
             }
         });
     }

@@ -224,6 +224,15 @@ impl Pool {
         });
     }
 
+    /// The item of `for_each` that a thread probably takes after `idx`: it has its part of the `count` items, unless
+    /// others take over some of them.
+    pub fn next_of(&self, idx: usize, count: usize) -> Option<usize> {
+        let threads = self.threads();
+        let mut parts = (0..threads).map(|owner| part(&(0..count), owner, threads));
+        let own = parts.find(|part| part.contains(&idx))?;
+        Some(idx + 1).filter(|next| own.contains(next))
+    }
+
     /// Cuts `0..len` into contiguous ranges with borders at multiples of `grain`, and calls `f` on each: some
     /// for each thread where there are enough grains, and no more than one where there are few.
     pub fn for_ranges(&self, len: usize, grain: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
@@ -249,13 +258,21 @@ impl Pool {
     }
 
     /// Cuts `0..len` into ranges as equal as can be, none longer than `most`, as many for each thread, and calls `f`
-    /// on each.
-    pub fn for_parts(&self, len: usize, most: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
+    /// on each, and on the one that the thread probably has next.
+    pub fn for_parts(
+        &self,
+        len: usize,
+        most: usize,
+        f: &(dyn Fn(Range<usize>, Option<Range<usize>>) + Sync),
+    ) {
         let pieces = len
             .div_ceil(most.max(1))
             .next_multiple_of(self.threads())
             .min(len);
-        self.for_each(pieces, &|idx| f(part(&(0..len), idx, pieces)));
+        let piece = |idx: usize| part(&(0..len), idx, pieces);
+        self.for_each(pieces, &|idx| {
+            f(piece(idx), self.next_of(idx, pieces).map(piece));
+        });
     }
 }
 
@@ -472,7 +489,10 @@ mod tests {
     fn parts_cover_everything_once_and_none_is_long() {
         for (len, threads) in [(0, 2), (1, 1), (1, 3), (5, 8), (100, 3), (1000, 2)] {
             let seen: Vec<AtomicUsize> = (0..len).map(|_| AtomicUsize::new(0)).collect();
-            Pool::new(threads).for_parts(len, 30, &|range| {
+            Pool::new(threads).for_parts(len, 30, &|range, next| {
+                if let Some(next) = next {
+                    assert_eq!(next.start, range.end);
+                }
                 let most = 30.min(len.div_ceil(threads));
                 assert!((1..=most).contains(&range.len()), "{range:?} of {len}");
                 for i in range {

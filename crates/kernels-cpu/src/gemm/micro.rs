@@ -1,7 +1,7 @@
 //! The register tile: some rows by two vectors of columns, over a stretch of the depth; and its kernel for
 //! factors that are floats.
 
-use crate::aligned::LINE_BYTES;
+use super::ahead::Ahead;
 use crate::factor::{Factor, Left};
 use crate::simd::{Simd, prefetch};
 use std::marker::PhantomData;
@@ -22,6 +22,8 @@ pub(super) trait Kernel: Copy {
     /// Steps of the left operand from `k` consecutive values, the last step perhaps not whole. `out` has
     /// room for 16 words more than are made.
     unsafe fn left_of_row(self, out: *mut u32, x: *const f32, k: usize);
+    /// Whether a tile fetches rows that will be packed.
+    fn fetches_rows(self) -> bool;
     /// Computes a tile.
     unsafe fn tile(self, tile: Tile);
 
@@ -91,6 +93,10 @@ impl<S: Simd, F: Factor<S>> Kernel for Floats<S, F> {
         unsafe { F::left_of_row(out, x, k) }
     }
     #[inline(always)]
+    fn fetches_rows(self) -> bool {
+        F::PARTS == 1
+    }
+    #[inline(always)]
     unsafe fn tile(self, t: Tile) {
         // SAFETY: as above.
         unsafe { tile::<S, Self>(t) }
@@ -125,44 +131,8 @@ pub(super) struct Tile {
     pub(super) chain: Chain,
     /// Whether rows of integers have upper bytes.
     pub(super) fine: bool,
-    /// What it fetches for a later tile.
+    /// What it fetches for later tiles.
     pub(super) ahead: Ahead,
-}
-
-/// Memory that will be read soon. It is fetched a little at every step: all at once would stop the tile until most of
-/// it is there.
-#[derive(Clone, Copy)]
-pub(super) struct Ahead {
-    pub(super) ptr: *const u8,
-    pub(super) bytes: usize,
-}
-
-impl Ahead {
-    /// Fetches nothing: `near` is read anyway.
-    pub(super) fn nothing(near: *const u32) -> Ahead {
-        Ahead {
-            ptr: near.cast(),
-            bytes: 0,
-        }
-    }
-
-    /// What is fetched at each of `steps` steps.
-    #[inline(always)]
-    pub(super) fn at_each_of(self, steps: usize) -> Ahead {
-        Ahead {
-            ptr: self.ptr,
-            bytes: self.bytes / steps.max(1),
-        }
-    }
-
-    /// Fetches what a step does, in `LINES` lines at most, and goes on to the next.
-    #[inline(always)]
-    pub(super) fn step<const LINES: usize>(&mut self) {
-        for line in 0..LINES {
-            prefetch(self.ptr.wrapping_add(LINE_BYTES * line));
-        }
-        self.ptr = self.ptr.wrapping_add(self.bytes);
-    }
 }
 
 /// R rows by two vectors of columns.
@@ -245,7 +215,7 @@ impl<S: Simd, F: Factor<S>> TileKernel<S> for Floats<S, F> {
             ahead,
             ..
         } = tile;
-        let mut ahead = ahead.at_each_of(steps);
+        let mut panel_ahead = ahead.panel.at_each_of(steps);
         // SAFETY: see `tile`.
         unsafe {
             let mut acc = [[S::splat(0.0); 2]; R];
@@ -256,23 +226,33 @@ impl<S: Simd, F: Factor<S>> TileKernel<S> for Floats<S, F> {
                         S::load(out.add(r * ldc + S::LANES)),
                     ];
                 }
-            } else if chain != Chain::Only {
+            }
+            if chain != Chain::Only {
                 for r in 0..R {
-                    prefetch(out.add(r * ldc));
-                    prefetch(out.add(r * ldc + S::LANES));
+                    prefetch(ahead.out.wrapping_add(r * ldc));
+                    prefetch(ahead.out.wrapping_add(r * ldc + S::LANES));
                 }
             }
             let (mut a_part, mut b_step) = (a.ptr, b);
-            for _ in 0..steps {
-                // Written out: in a loop the sums would not stay in registers.
-                madd_part::<S, F, R>(&mut acc, a_part, a.row_stride, b_step, 0);
-                a_part = a_part.add(a.part_stride);
-                if F::PARTS == 2 {
-                    madd_part::<S, F, R>(&mut acc, a_part, a.row_stride, b_step, 1);
+            // Where pairs are multiplied value by value, registers are short: with rows to fetch one of the sums would
+            // live in memory, and the product takes twice as long.
+            let parts = if F::PARTS == 1 { ahead.parts() } else { 1 };
+            for idx in 0..parts {
+                let (steps, mut row_ahead) = ahead.part(idx, parts, steps);
+                for _ in 0..steps {
+                    // Written out: in a loop the sums would not stay in registers.
+                    madd_part::<S, F, R>(&mut acc, a_part, a.row_stride, b_step, 0);
                     a_part = a_part.add(a.part_stride);
+                    if F::PARTS == 2 {
+                        madd_part::<S, F, R>(&mut acc, a_part, a.row_stride, b_step, 1);
+                        a_part = a_part.add(a.part_stride);
+                    }
+                    b_step = b_step.add(2 * S::LANES);
+                    panel_ahead.step::<1>();
+                    if F::PARTS == 1 {
+                        row_ahead.step::<1>();
+                    }
                 }
-                b_step = b_step.add(2 * S::LANES);
-                ahead.step::<1>();
             }
             if chain == Chain::AddOnce {
                 for r in 0..R {

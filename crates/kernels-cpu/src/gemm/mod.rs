@@ -16,6 +16,7 @@
 //!
 //! Absent: alpha and beta, strides, unpacked right operands.
 
+mod ahead;
 mod blocks;
 mod micro;
 mod pack;
@@ -25,22 +26,23 @@ mod tn;
 
 pub use blocks::Activations;
 pub use pack::{Packed, Stored};
+pub(crate) use tn::groups_tn;
 pub use tn::matmul_tn;
-pub(crate) use tn::{Rows, groups_tn};
 
 use crate::factor::{Factor, LINE, Left, Words, dispatch_factors};
 use crate::pool::{SharedMut, part};
 use crate::simd::{Simd, end_streams, prefetch};
 use crate::{Cpu, Isa, Store};
+use ahead::{Ahead, Piece};
 pub(crate) use micro::Chain;
-use micro::{Ahead, Floats, Kernel, Tile};
+use micro::{Floats, Kernel, Tile};
 use pack::{Factors, Part};
 use std::cell::Cell;
 use std::ops::Range;
 
-/// Words of a block of rows that are packed at a time: with a pass of a panel they stay in a second-level cache of
-/// 1 MiB.
-const LEFT_WORDS: usize = 128 << 10;
+/// Words of a block of rows that are packed at a time: with those of the next, a pass of a panel and one of the panel
+/// after it they stay in a second-level cache of 1 MiB.
+const LEFT_WORDS: usize = 48 << 10;
 
 /// How far ahead rows are fetched that are packed.
 const ROWS_AHEAD: usize = 2;
@@ -73,6 +75,25 @@ impl Scratch {
     }
 }
 
+/// Rows of an operand, perhaps gathered.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows<'a> {
+    pub(crate) data: &'a [f32],
+    pub(crate) gather: Option<&'a [u32]>,
+    pub(crate) width: usize,
+}
+
+impl<'a> Rows<'a> {
+    #[inline(always)]
+    fn row(self, i: usize) -> &'a [f32] {
+        let row = match self.gather {
+            Some(gather) => gather[i] as usize,
+            None => i,
+        };
+        &self.data[row * self.width..][..self.width]
+    }
+}
+
 /// y (m, n) = x (m, k) times the packed matrix; m follows from the length of x.
 pub fn matmul(cpu: &Cpu, y: &mut [f32], x: &[f32], b: &Packed, store: Store) {
     let m = x.len() / b.k();
@@ -80,14 +101,20 @@ pub fn matmul(cpu: &Cpu, y: &mut [f32], x: &[f32], b: &Packed, store: Store) {
     assert_eq!(y.len(), m * b.n(), "matmul: y is not (m, n)");
     let (isa, threads) = (cpu.isa(), cpu.pool.threads());
     let (first, out) = (first_chain(y, store), SharedMut::new(y));
+    let x = Rows {
+        data: x,
+        gather: None,
+        width: b.k(),
+    };
     // Few rows: each thread reads its own panels once, instead of all threads all panels.
     if m >= 16 * threads {
-        cpu.pool.for_parts(m, block_rows(b), &|rows| {
-            rows_times(isa, out, x, None, rows, b, 0..b.panels(), first);
+        cpu.pool.for_parts(m, block_rows(b), &|rows, next| {
+            let next = next.map(|rows| Next { rows, b });
+            rows_times(isa, out, x, rows, b, 0..b.panels(), first, next);
         });
     } else {
         cpu.pool.for_ranges(b.panels(), 1, &|panels| {
-            rows_times(isa, out, x, None, 0..m, b, panels, first);
+            rows_times(isa, out, x, 0..m, b, panels, first, None);
         });
     }
 }
@@ -143,18 +170,24 @@ fn pass_steps<K: Kernel>(kernel: K) -> usize {
     kernel.pass_words() / kernel.right_words().max(kernel.wide_words())
 }
 
+/// What a thread will probably multiply after what it has, with the same x. It is fetched meanwhile.
+pub(crate) struct Next<'a> {
+    pub(crate) rows: Range<usize>,
+    pub(crate) b: &'a Packed,
+}
+
 /// Rows `rows` of y and columns of `panels`: the serial core of every product with a packed matrix.
-/// Row i reads row `gather[i]` of x where there is one. The caller sees to it that y has these rows and
-/// that no other thread has them; `first` is what the first pass does with it.
+/// The caller sees to it that y has these rows and that no other thread has them; `first` is what the first pass does
+/// with it.
 pub(crate) fn rows_times(
     isa: Isa,
     y: SharedMut<f32>,
-    x: &[f32],
-    gather: Option<&[u32]>,
+    x: Rows,
     rows: Range<usize>,
     b: &Packed,
     panels: Range<usize>,
     first: Chain,
+    next: Option<Next>,
 ) {
     if rows.is_empty() || panels.is_empty() {
         return;
@@ -165,40 +198,44 @@ pub(crate) fn rows_times(
         "a packed matrix belongs to one instruction set"
     );
     assert!(panels.end <= b.panels(), "no such panel");
-    let x_rows = x.len() / b.k();
-    if let Some(gather) = gather {
-        assert!(
-            gather[rows.clone()].iter().all(|&r| (r as usize) < x_rows),
-            "gather: no such row"
-        );
-    } else {
-        assert!(rows.end <= x_rows, "matmul: no such row");
-    }
-    for part in b.parts() {
-        let panels = panels.start.max(part.first_panel)..panels.end.min(part.end_panel());
-        if !panels.is_empty() {
-            let rows = rows.clone();
-            match part.factors {
-                Factors::Floats(compute) => dispatch_factors!(
-                    isa,
-                    compute,
-                    rows_times_floats(
-                        y: SharedMut<f32>,
-                        x: &[f32],
-                        gather: Option<&[u32]>,
-                        rows: Range<usize>,
-                        b: &Packed,
-                        part: &Part,
-                        panels: Range<usize>,
-                        first: Chain,
-                    )
-                ),
-                // SAFETY: as for the floats.
-                Factors::Blocks(block_type) => unsafe {
-                    let kernel = blocks::Blocks::new(isa, block_type, b.activations());
-                    rows_times_as(kernel, y, x, gather, rows, b, part, panels, first);
-                },
+    assert_eq!(
+        x.width,
+        b.k(),
+        "rows of x are as long as the matrix is deep"
+    );
+    let panels_of =
+        |part: &Part| panels.start.max(part.first_panel)..panels.end.min(part.end_panel());
+    let parts = || b.parts().iter().filter(|part| !panels_of(part).is_empty());
+    for (idx, part) in parts().enumerate() {
+        let (rows, panels) = (rows.clone(), panels_of(part));
+        let then = match (parts().nth(idx + 1), &next) {
+            (Some(part), _) => Some(Then::new(rows.clone(), part.panel(panels_of(part).start))),
+            (None, Some(next)) => {
+                let first = &next.b.parts()[0];
+                Some(Then::new(next.rows.clone(), first.panel(first.first_panel)))
             }
+            (None, None) => None,
+        };
+        match part.factors {
+            Factors::Floats(compute) => dispatch_factors!(
+                isa,
+                compute,
+                rows_times_floats(
+                    y: SharedMut<f32>,
+                    x: Rows,
+                    rows: Range<usize>,
+                    b: &Packed,
+                    part: &Part,
+                    panels: Range<usize>,
+                    first: Chain,
+                    then: Option<Then>,
+                )
+            ),
+            // SAFETY: as for the floats.
+            Factors::Blocks(block_type) => unsafe {
+                let kernel = blocks::Blocks::new(isa, block_type, b.activations());
+                rows_times_as(kernel, y, x, rows, b, part, panels, first, then);
+            },
         }
     }
 }
@@ -206,24 +243,45 @@ pub(crate) fn rows_times(
 #[inline(always)]
 unsafe fn rows_times_floats<S: Simd, F: Factor<S>>(
     y: SharedMut<f32>,
-    x: &[f32],
-    gather: Option<&[u32]>,
+    x: Rows,
     rows: Range<usize>,
     b: &Packed,
     part: &Part,
     panels: Range<usize>,
     first: Chain,
+    then: Option<Then>,
 ) {
     let kernel = Floats::<S, F>::new();
     // SAFETY: forwarded.
-    unsafe { rows_times_as(kernel, y, x, gather, rows, b, part, panels, first) }
+    unsafe { rows_times_as(kernel, y, x, rows, b, part, panels, first, then) }
+}
+
+/// What follows on a block of rows, or on a stretch of its depth.
+#[derive(Clone)]
+struct Then {
+    rows: Range<usize>,
+    /// The values of these rows that are packed first.
+    start: usize,
+    /// Where the panel that is multiplied first has them.
+    panel: *const u32,
+}
+
+impl Then {
+    /// From the start of the depth on.
+    fn new(rows: Range<usize>, panel: *const u32) -> Then {
+        Then {
+            rows,
+            start: 0,
+            panel,
+        }
+    }
 }
 
 /// How the rows of a product and its depth are cut.
 struct Plan {
     /// Whether panels are made wide first.
     is_wide: bool,
-    /// Whether the next panel is fetched while one is multiplied, each tile its share. With a tile or two, one is not
+    /// Whether what follows is fetched while a panel is multiplied, each tile its share. With a tile or two, one is not
     /// multiplied for long enough: fetching would only delay what is read.
     fetches_ahead: bool,
     /// Rows of a tile at most.
@@ -268,19 +326,25 @@ impl Plan {
             stride,
         }
     }
+
+    /// The stretch of a depth `k` that begins at `start`.
+    #[inline(always)]
+    fn stretch_from(&self, start: usize, k: usize) -> Range<usize> {
+        start..k.min(start + self.stretch)
+    }
 }
 
 #[inline(always)]
 unsafe fn rows_times_as<K: Kernel>(
     kernel: K,
     y: SharedMut<f32>,
-    x: &[f32],
-    gather: Option<&[u32]>,
+    x: Rows,
     rows: Range<usize>,
     b: &Packed,
     right: &Part,
     panels: Range<usize>,
     first: Chain,
+    then: Option<Then>,
 ) {
     let (n, k, nr) = (b.n(), b.k(), b.panel_width());
     let plan = Plan::new(kernel, rows.len(), k);
@@ -297,26 +361,44 @@ unsafe fn rows_times_as<K: Kernel>(
     (scratch.left).reserve(rows.len().div_ceil(plan.blocks) * plan.stride);
     (scratch.right).reserve(pass_steps(kernel) * kernel.wide_words());
     let (left, wide) = (scratch.left.as_mut_ptr(), scratch.right.as_mut_ptr());
-    for block in 0..plan.blocks {
-        let block = part(&rows, block, plan.blocks);
+    for idx in 0..plan.blocks {
+        let block = part(&rows, idx, plan.blocks);
         for start in (0..k).step_by(plan.stretch) {
-            let stretch = start..k.min(start + plan.stretch);
-            let source = |row: usize| {
-                let row = gather.map_or(row, |gather| gather[row] as usize);
-                x.as_ptr().wrapping_add(row * k + start)
-            };
+            let stretch = plan.stretch_from(start, k);
             for row in block.clone() {
                 if row + ROWS_AHEAD < block.end {
-                    prefetch_all(source(row + ROWS_AHEAD), stretch.len());
+                    prefetch_all(&x.row(row + ROWS_AHEAD)[stretch.clone()]);
                 }
-                // SAFETY: the caller checked the row; the scratch has a stride for each of the block.
+                let values = &x.row(row)[stretch.clone()];
+                // SAFETY: the scratch has a stride for each row of the block.
                 unsafe {
                     let out = left.add((row - block.start) * plan.stride);
-                    kernel.left_of_row(out, source(row), stretch.len());
+                    kernel.left_of_row(out, values.as_ptr(), values.len());
                 }
             }
+            let panel_at = |panel: usize, start: usize| {
+                let words = start / kernel.depth() * kernel.right_words();
+                right.panel(panel).wrapping_add(words)
+            };
+            let then = if !plan.fetches_ahead {
+                None
+            } else if stretch.end < k {
+                Some(Then {
+                    rows: block.clone(),
+                    start: stretch.end,
+                    panel: panel_at(panels.start, stretch.end),
+                })
+            } else if block.end < rows.end {
+                let rows = part(&rows, idx + 1, plan.blocks);
+                Some(Then::new(rows, right.panel(panels.start)))
+            } else {
+                then.clone()
+            };
             for panel in panels.clone() {
                 let column = right.column(panel, nr);
+                // SAFETY: y has these rows and columns, by the contract of `rows_times`.
+                let out = unsafe { y.ptr().add(block.start * n + column) };
+                let right_ptr = panel_at(panel, start);
                 let tile = Tile {
                     rows: 0,
                     cols: (right.end_column() - column).min(nr),
@@ -326,18 +408,24 @@ unsafe fn rows_times_as<K: Kernel>(
                         row_stride: plan.stride,
                         part_stride: 1,
                     },
-                    right: right.panel(panel),
-                    // SAFETY: y has these rows and columns, by the contract of `rows_times`.
-                    out: unsafe { y.ptr().add(block.start * n + column) },
+                    right: right_ptr,
+                    out,
                     stride: n,
                     chain: if start == 0 { first } else { Chain::Continue },
                     fine: false,
-                    ahead: Ahead::nothing(right.panel(panel)),
+                    ahead: Ahead::nothing(right_ptr, out),
                 };
-                let has_next = plan.fetches_ahead && panels.contains(&(panel + 1));
-                let next = has_next.then(|| right.panel(panel + 1));
+                let later = then.as_ref().map(|then| Later {
+                    panel: match panel + 1 < panels.end {
+                        true => panel_at(panel + 1, start),
+                        false => then.panel,
+                    },
+                    x,
+                    rows: part(&then.rows, panel - panels.start, panels.len()),
+                    depth: plan.stretch_from(then.start, k),
+                });
                 // SAFETY: the rows of the block are packed, and the scratch has room for a wide pass.
-                unsafe { panel_times(kernel, &plan, tile, block.len(), &stretch, next, wide) };
+                unsafe { panel_times(kernel, &plan, tile, block.len(), &stretch, wide, later) };
             }
         }
     }
@@ -347,8 +435,18 @@ unsafe fn rows_times_as<K: Kernel>(
     scratch.give_back();
 }
 
+/// What the tiles of a panel fetch, each its share.
+struct Later<'a> {
+    /// The next panel, from the start of the stretch on.
+    panel: *const u32,
+    x: Rows<'a>,
+    rows: Range<usize>,
+    /// Of these rows.
+    depth: Range<usize>,
+}
+
 /// `rows` packed rows times one panel, over a stretch of the depth. `all` holds what its tiles have in common, from
-/// the first row on, and the whole panel. Of the panel `next`, each tile fetches its share.
+/// the first row on, and the panel from the start of the stretch on.
 #[inline(always)]
 unsafe fn panel_times<K: Kernel>(
     kernel: K,
@@ -356,42 +454,56 @@ unsafe fn panel_times<K: Kernel>(
     all: Tile,
     rows: usize,
     stretch: &Range<usize>,
-    next: Option<*const u32>,
     wide: *mut u32,
+    later: Option<Later>,
 ) {
     let step_depth = kernel.depth();
-    let tiles = rows.div_ceil(plan.tile_rows);
-    for depth in stretch.clone().step_by(plan.pass) {
+    let (passes, tiles) = (
+        stretch.len().div_ceil(plan.pass),
+        rows.div_ceil(plan.tile_rows),
+    );
+    for pass in 0..passes {
+        let depth = pass * plan.pass;
         let mut tile = all;
-        tile.steps = (stretch.end - depth).min(plan.pass).div_ceil(step_depth);
-        if depth > stretch.start {
+        tile.steps = (stretch.len() - depth).min(plan.pass).div_ceil(step_depth);
+        if pass > 0 {
             tile.chain = Chain::Continue;
         }
-        let words = (depth - stretch.start) / step_depth * kernel.left_words();
-        let in_panel = depth / step_depth * kernel.right_words();
-        let right_words = tile.steps * kernel.right_words();
+        let left_words = depth / step_depth * kernel.left_words();
+        let right_words = depth / step_depth * kernel.right_words();
+        let panel_words = right_words..right_words + tile.steps * kernel.right_words();
         // SAFETY: the panel has these steps.
         unsafe {
-            tile.right = all.right.add(in_panel);
+            tile.right = all.right.add(right_words);
             if plan.is_wide {
                 tile.steps = kernel.widen(wide, tile.right, tile.steps);
                 tile.right = wide;
             }
         }
         for idx in 0..tiles {
-            if let Some(next) = next {
-                let share = part(&(in_panel..in_panel + right_words), idx, tiles);
-                tile.ahead = Ahead {
-                    ptr: next.wrapping_add(share.start).cast(),
-                    bytes: 4 * share.len(),
-                };
-            }
             let rows = part(&(0..rows), idx, tiles);
             tile.rows = rows.len();
             // SAFETY: as above; these rows are packed and are those of the output.
             unsafe {
-                tile.left.ptr = all.left.ptr.add(rows.start * plan.stride + words);
+                tile.left.ptr = all.left.ptr.add(rows.start * plan.stride + left_words);
                 tile.out = all.out.add(rows.start * all.stride);
+            }
+            tile.ahead.out = match idx + 1 < tiles {
+                true => tile.out.wrapping_add(rows.len() * all.stride),
+                false => all.out.wrapping_add(all.cols),
+            };
+            if let Some(later) = &later {
+                let panel = part(&panel_words, idx, tiles);
+                tile.ahead.panel = Piece::new(later.panel.wrapping_add(panel.start), panel.len());
+                if kernel.fetches_rows() {
+                    let rows = part(&later.rows, pass * tiles + idx, passes * tiles);
+                    let depth = later.depth.clone();
+                    let values = rows.map(|row| later.x.row(row)[depth.clone()].as_ptr());
+                    tile.ahead.set_rows(values, depth.len());
+                }
+            }
+            // SAFETY: as above.
+            unsafe {
                 if plan.is_wide {
                     kernel.wide_tile(tile);
                 } else {
@@ -402,10 +514,10 @@ unsafe fn panel_times<K: Kernel>(
     }
 }
 
-/// Brings `len` values near.
+/// Brings values near.
 #[inline(always)]
-fn prefetch_all(x: *const f32, len: usize) {
-    for at in (0..len).step_by(LINE) {
-        prefetch(x.wrapping_add(at));
+fn prefetch_all(x: &[f32]) {
+    for line in x.chunks(LINE) {
+        prefetch(line.as_ptr());
     }
 }

@@ -6,8 +6,9 @@
 //! Both sides are packed as they are read: some tiles of a and some panels of b at a time. Then each tile meets all
 //! these panels.
 
-use super::Scratch;
-use super::micro::{self, Ahead, Chain, Floats, Tile};
+use super::ahead::Ahead;
+use super::micro::{self, Chain, Floats, Tile};
+use super::{Rows, Scratch};
 use crate::factor::{Factor, LINE, Left, dispatch_factors, lanes};
 use crate::pool::{SharedMut, part};
 use crate::simd::Simd;
@@ -46,25 +47,6 @@ pub fn matmul_tn(cpu: &Cpu, compute: Compute, c: &mut [f32], a: &[f32], b: &[f32
         width: q,
     };
     groups_tn(cpu, compute, c, a, b, 1, |_| 0..m);
-}
-
-/// Rows of one operand, perhaps gathered.
-#[derive(Clone, Copy)]
-pub(crate) struct Rows<'a> {
-    pub(crate) data: &'a [f32],
-    pub(crate) gather: Option<&'a [u32]>,
-    pub(crate) width: usize,
-}
-
-impl Rows<'_> {
-    #[inline(always)]
-    fn row(&self, i: usize) -> &[f32] {
-        let row = match self.gather {
-            Some(gather) => gather[i] as usize,
-            None => i,
-        };
-        &self.data[row * self.width..][..self.width]
-    }
 }
 
 /// `c[e]` (p, q) += the product over `rows(e)`, for each of `groups` groups.
@@ -221,6 +203,7 @@ unsafe fn packed_times<S: Simd, F: Factor<S>>(
             // SAFETY: forwarded to the caller.
             unsafe {
                 let right = right.add((panel - panels.start) * apart(nr * steps));
+                let out = c.ptr().add(col * q + panel * nr);
                 micro::tile::<S, Floats<S, F>>(Tile {
                     rows: (cols.end - col).min(S::TILE_ROWS),
                     cols: nr.min(q - panel * nr),
@@ -231,11 +214,11 @@ unsafe fn packed_times<S: Simd, F: Factor<S>>(
                         part_stride: side,
                     },
                     right,
-                    out: c.ptr().add(col * q + panel * nr),
+                    out,
                     stride: q,
                     chain: Chain::AddOnce,
                     fine: false,
-                    ahead: Ahead::nothing(right),
+                    ahead: Ahead::nothing(right, out.wrapping_add(nr)),
                 });
             }
         }

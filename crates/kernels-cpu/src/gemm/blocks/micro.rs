@@ -162,7 +162,7 @@ impl<S: Simd, T: Format> TileKernel<S> for Panels<T> {
             ahead: later,
             ..
         } = tile;
-        let mut later = later.at_each_of(steps * T::GROUPS);
+        let mut later = later.panel.at_each_of(steps * T::GROUPS);
         // SAFETY: by the contract of the trait.
         unsafe {
             let mut sums = [[S::splat(0.0); 2]; R];

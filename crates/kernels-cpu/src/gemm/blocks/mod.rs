@@ -210,6 +210,9 @@ impl Kernel for Blocks {
         let (offset, scales) = (self.offset, self.scales);
         micro::quantise(self.isa, self.activations, offset, scales, out, x, k);
     }
+    fn fetches_rows(self) -> bool {
+        false
+    }
     unsafe fn tile(self, mut tile: Tile) {
         tile.fine = self.is_fine();
         let isa = self.isa;
