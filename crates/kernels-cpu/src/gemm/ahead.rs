@@ -4,12 +4,13 @@
 //! Panels and rows are fetched a little at every step: all at once would occupy all that a core can wait for at a
 //! time, and stop the tile until most of it is there. Fetching changes no result, and pointers may lead anywhere.
 
-use super::part;
+use super::{Rows, part};
 use crate::aligned::LINE_BYTES;
 use crate::simd::prefetch;
+use std::ops::Range;
 
-/// The most rows that a tile fetches. The tiles of all panels share the rows that are packed next; where there are less
-/// than four panels, some of them are not fetched.
+/// The most rows that a tile fetches. Tiles share the rows that are packed next; where they are few, some rows are not
+/// fetched.
 const MOST_ROWS: usize = 4;
 
 /// What a tile fetches.
@@ -19,9 +20,8 @@ pub(super) struct Ahead {
     pub(super) panel: Piece,
     /// Output that lies as that of this tile, row by row.
     pub(super) out: *const f32,
-    rows: [*const f32; MOST_ROWS],
+    rows: [Piece; MOST_ROWS],
     row_count: usize,
-    row_len: usize,
 }
 
 impl Ahead {
@@ -31,19 +31,26 @@ impl Ahead {
         Ahead {
             panel: Piece::new(right, 0),
             out,
-            rows: [out; MOST_ROWS],
+            rows: [Piece::new(out, 0); MOST_ROWS],
             row_count: 0,
-            row_len: 0,
         }
     }
 
-    /// Fetches these rows too, of `len` values each.
+    /// Fetches share `idx` of `count` of all rows in `later` too.
     #[inline(always)]
-    pub(super) fn set_rows(&mut self, rows: impl Iterator<Item = *const f32>, len: usize) {
-        (self.row_count, self.row_len) = (0, len);
-        for (out, row) in self.rows.iter_mut().zip(rows) {
-            *out = row;
-            self.row_count += 1;
+    pub(super) fn set_share(&mut self, later: &[Values], idx: usize, count: usize) {
+        let total = later.iter().map(|values| values.rows.len()).sum();
+        let mut share = part(&(0..total), idx, count);
+        self.row_count = 0;
+        for values in later {
+            let len = values.rows.len();
+            for row in share.start..share.end.min(len) {
+                if self.row_count < MOST_ROWS {
+                    self.rows[self.row_count] = values.row(row);
+                    self.row_count += 1;
+                }
+            }
+            share = share.start.saturating_sub(len)..share.end.saturating_sub(len);
         }
     }
 
@@ -57,8 +64,23 @@ impl Ahead {
     #[inline(always)]
     pub(super) fn part(&self, idx: usize, parts: usize, steps: usize) -> (usize, Piece) {
         let steps = part(&(0..steps), idx, parts).len();
-        let row = Piece::new(self.rows[idx], self.row_len);
-        (steps, row.at_each_of(steps))
+        (steps, self.rows[idx].at_each_of(steps))
+    }
+}
+
+/// Values that will be packed.
+pub(super) struct Values<'a> {
+    pub(super) of: Rows<'a>,
+    pub(super) rows: Range<usize>,
+    pub(super) columns: Range<usize>,
+}
+
+impl Values<'_> {
+    /// Those of row `idx` among these rows.
+    #[inline(always)]
+    fn row(&self, idx: usize) -> Piece {
+        let row = &self.of.row(self.rows.start + idx)[self.columns.clone()];
+        Piece::new(row.as_ptr(), row.len())
     }
 }
 

@@ -33,7 +33,7 @@ use crate::factor::{Factor, LINE, Left, Words, dispatch_factors};
 use crate::pool::{SharedMut, part};
 use crate::simd::{Simd, end_streams, prefetch};
 use crate::{Cpu, Isa, Store};
-use ahead::{Ahead, Piece};
+use ahead::{Ahead, Piece, Values};
 pub(crate) use micro::Chain;
 use micro::{Floats, Kernel, Tile};
 use pack::{Factors, Part};
@@ -420,9 +420,11 @@ unsafe fn rows_times_as<K: Kernel>(
                         true => panel_at(panel + 1, start),
                         false => then.panel,
                     },
-                    x,
-                    rows: part(&then.rows, panel - panels.start, panels.len()),
-                    depth: plan.stretch_from(then.start, k),
+                    values: Values {
+                        of: x,
+                        rows: part(&then.rows, panel - panels.start, panels.len()),
+                        columns: plan.stretch_from(then.start, k),
+                    },
                 });
                 // SAFETY: the rows of the block are packed, and the scratch has room for a wide pass.
                 unsafe { panel_times(kernel, &plan, tile, block.len(), &stretch, wide, later) };
@@ -439,10 +441,8 @@ unsafe fn rows_times_as<K: Kernel>(
 struct Later<'a> {
     /// The next panel, from the start of the stretch on.
     panel: *const u32,
-    x: Rows<'a>,
-    rows: Range<usize>,
-    /// Of these rows.
-    depth: Range<usize>,
+    /// Of the rows that are packed next.
+    values: Values<'a>,
 }
 
 /// `rows` packed rows times one panel, over a stretch of the depth. `all` holds what its tiles have in common, from
@@ -496,10 +496,8 @@ unsafe fn panel_times<K: Kernel>(
                 let panel = part(&panel_words, idx, tiles);
                 tile.ahead.panel = Piece::new(later.panel.wrapping_add(panel.start), panel.len());
                 if kernel.fetches_rows() {
-                    let rows = part(&later.rows, pass * tiles + idx, passes * tiles);
-                    let depth = later.depth.clone();
-                    let values = rows.map(|row| later.x.row(row)[depth.clone()].as_ptr());
-                    tile.ahead.set_rows(values, depth.len());
+                    let values = std::slice::from_ref(&later.values);
+                    (tile.ahead).set_share(values, pass * tiles + idx, passes * tiles);
                 }
             }
             // SAFETY: as above.

@@ -6,8 +6,8 @@
 //! Both sides are packed as they are read: some tiles of a and some panels of b at a time. Then each tile meets all
 //! these panels.
 
-use super::ahead::Ahead;
-use super::micro::{self, Chain, Floats, Tile};
+use super::ahead::{Ahead, Values};
+use super::micro::{Chain, Floats, Kernel, Tile};
 use super::{Rows, Scratch};
 use crate::factor::{Factor, LINE, Left, dispatch_factors, lanes};
 use crate::pool::{SharedMut, part};
@@ -153,29 +153,64 @@ unsafe fn group_tn_in<S: Simd, F: Factor<S>>(
     (scratch.left).reserve(groups * apart(SIDE * tile_words));
     (scratch.right).reserve(panels.len().min(right_panels) * apart(panel_words));
     let (left, right) = (scratch.left.as_mut_ptr(), scratch.right.as_mut_ptr());
+    let stretch_from = |start: usize| start..rows.end.min(start + most * F::STEP);
+    let columns_of_a = |i: usize| {
+        let tiles = part(&tiles, i, left_blocks);
+        let column = |tile: usize| cols.end.min(cols.start + tile * S::TILE_ROWS);
+        column(tiles.start)..column(tiles.end)
+    };
+    let columns_of_b = |j: usize| {
+        let panels = part(&panels, j, right_blocks);
+        panels.start * nr..b.width.min(panels.end * nr)
+    };
     for start in rows.clone().step_by(most * F::STEP) {
-        let stretch = start..rows.end.min(start + most * F::STEP);
+        let stretch = stretch_from(start);
         for i in 0..left_blocks {
-            let tiles = part(&tiles, i, left_blocks);
-            let cols = cols.start + tiles.start * S::TILE_ROWS
-                ..cols.end.min(cols.start + tiles.end * S::TILE_ROWS);
+            let cols = columns_of_a(i);
             // SAFETY: the scratch has room for the tiles of a block, as many steps each as a stretch has.
             unsafe { pack_left::<S, F>(left, a, &stretch, cols.clone()) };
             for j in 0..right_blocks {
                 let panels = part(&panels, j, right_blocks);
+                // What is packed next, of a and of b.
+                let (next_a, next_b) = if j + 1 < right_blocks {
+                    (None, Some((stretch.clone(), j + 1)))
+                } else if i + 1 < left_blocks {
+                    let first = (right_blocks > 1).then(|| (stretch.clone(), 0));
+                    (Some((stretch.clone(), i + 1)), first)
+                } else {
+                    let first = (stretch.end < rows.end).then(|| (stretch_from(stretch.end), 0));
+                    (first.clone(), first)
+                };
+                let later = [
+                    values(a, next_a, columns_of_a),
+                    values(b, next_b, columns_of_b),
+                ];
                 // SAFETY: as above, for the panels; rows `cols` and columns `panels` of c belong to this thread.
                 unsafe {
                     if i == 0 || right_blocks > 1 {
-                        let columns = panels.start * nr..b.width.min(panels.end * nr);
-                        pack_right::<S, F>(right, b, &stretch, columns);
+                        pack_right::<S, F>(right, b, &stretch, columns_of_b(j));
                     }
                     let steps = stretch.len().div_ceil(F::STEP);
-                    packed_times::<S, F>(c, b.width, left, right, steps, &cols, &panels);
+                    packed_times::<S, F>(c, b.width, left, right, steps, &cols, &panels, &later);
                 }
             }
         }
     }
     scratch.give_back();
+}
+
+/// Columns of a stretch of rows, if any: those of the block that stands beside it.
+#[inline(always)]
+fn values(
+    of: Rows,
+    block: Option<(Range<usize>, usize)>,
+    columns: impl Fn(usize) -> Range<usize>,
+) -> Values {
+    let (rows, columns) = match block {
+        Some((rows, idx)) => (rows, columns(idx)),
+        None => (0..0, 0..0),
+    };
+    Values { of, rows, columns }
 }
 
 /// Words from one packed panel to the next, or one group of tiles: a cache line more than they have, since they are
@@ -185,7 +220,8 @@ const fn apart(words: usize) -> usize {
 }
 
 /// Packed columns `cols` of a with packed `panels` of b, over `steps` steps, added to c of `q` columns. A tile of a
-/// meets all panels before the next: so c is written along its rows, as the processor expects.
+/// meets all panels before the next: so c is written along its rows, as the processor expects. Of the rows in `later`
+/// each tile fetches its share.
 #[inline(always)]
 unsafe fn packed_times<S: Simd, F: Factor<S>>(
     c: SharedMut<f32>,
@@ -195,7 +231,10 @@ unsafe fn packed_times<S: Simd, F: Factor<S>>(
     steps: usize,
     cols: &Range<usize>,
     panels: &Range<usize>,
+    later: &[Values],
 ) {
+    let kernel = Floats::<S, F>::new();
+    let tiles = cols.len().div_ceil(S::TILE_ROWS) * panels.len();
     let (nr, side) = (2 * S::LANES, SIDE * S::TILE_ROWS);
     for (tile, col) in cols.clone().step_by(S::TILE_ROWS).enumerate() {
         let group = tile / SIDE * apart(side * steps * F::PARTS);
@@ -204,7 +243,12 @@ unsafe fn packed_times<S: Simd, F: Factor<S>>(
             unsafe {
                 let right = right.add((panel - panels.start) * apart(nr * steps));
                 let out = c.ptr().add(col * q + panel * nr);
-                micro::tile::<S, Floats<S, F>>(Tile {
+                let mut ahead = Ahead::nothing(right, out.wrapping_add(nr));
+                if kernel.fetches_rows() {
+                    let idx = tile * panels.len() + panel - panels.start;
+                    ahead.set_share(later, idx, tiles);
+                }
+                kernel.tile(Tile {
                     rows: (cols.end - col).min(S::TILE_ROWS),
                     cols: nr.min(q - panel * nr),
                     steps,
@@ -218,7 +262,7 @@ unsafe fn packed_times<S: Simd, F: Factor<S>>(
                     stride: q,
                     chain: Chain::AddOnce,
                     fine: false,
-                    ahead: Ahead::nothing(right, out.wrapping_add(nr)),
+                    ahead,
                 });
             }
         }
