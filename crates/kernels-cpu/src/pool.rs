@@ -489,17 +489,21 @@ mod tests {
     fn parts_cover_everything_once_and_none_is_long() {
         for (len, threads) in [(0, 2), (1, 1), (1, 3), (5, 8), (100, 3), (1000, 2)] {
             let seen: Vec<AtomicUsize> = (0..len).map(|_| AtomicUsize::new(0)).collect();
+            let last = AtomicUsize::new(0);
             Pool::new(threads).for_parts(len, 30, &|range, next| {
-                if let Some(next) = next {
-                    assert_eq!(next.start, range.end);
-                }
                 let most = 30.min(len.div_ceil(threads));
                 assert!((1..=most).contains(&range.len()), "{range:?} of {len}");
+                match next {
+                    Some(next) => assert_eq!(next.start, range.end),
+                    None => _ = last.fetch_add(1, Ordering::Relaxed),
+                }
                 for i in range {
                     seen[i].fetch_add(1, Ordering::Relaxed);
                 }
             });
             assert!(seen.iter().all(|s| s.load(Ordering::Relaxed) == 1));
+            // One at the end of each thread's part.
+            assert_eq!(last.into_inner(), threads.min(len));
         }
     }
 
