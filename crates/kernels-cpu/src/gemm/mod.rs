@@ -380,9 +380,7 @@ unsafe fn rows_times_as<K: Kernel>(
                 let words = start / kernel.depth() * kernel.right_words();
                 right.panel(panel).wrapping_add(words)
             };
-            let then = if !plan.fetches_ahead {
-                None
-            } else if stretch.end < k {
+            let then = if stretch.end < k {
                 Some(Then {
                     rows: block.clone(),
                     start: stretch.end,
@@ -415,17 +413,18 @@ unsafe fn rows_times_as<K: Kernel>(
                     fine: false,
                     ahead: Ahead::nothing(right_ptr, out),
                 };
-                let later = then.as_ref().map(|then| Later {
-                    panel: match panel + 1 < panels.end {
-                        true => panel_at(panel + 1, start),
-                        false => then.panel,
+                let then = then.as_ref().filter(|_| plan.fetches_ahead);
+                let later = Later {
+                    panel: match plan.fetches_ahead && panel + 1 < panels.end {
+                        true => Some(panel_at(panel + 1, start)),
+                        false => then.map(|then| then.panel),
                     },
-                    values: Values {
+                    values: then.map(|then| Values {
                         of: x,
                         rows: part(&then.rows, panel - panels.start, panels.len()),
                         columns: plan.stretch_from(then.start, k),
-                    },
-                });
+                    }),
+                };
                 // SAFETY: the rows of the block are packed, and the scratch has room for a wide pass.
                 unsafe { panel_times(kernel, &plan, tile, block.len(), &stretch, wide, later) };
             }
@@ -439,10 +438,10 @@ unsafe fn rows_times_as<K: Kernel>(
 
 /// What the tiles of a panel fetch, each its share.
 struct Later<'a> {
-    /// The next panel, from the start of the stretch on.
-    panel: *const u32,
+    /// The next panel, from the start of its stretch on.
+    panel: Option<*const u32>,
     /// Of the rows that are packed next.
-    values: Values<'a>,
+    values: Option<Values<'a>>,
 }
 
 /// `rows` packed rows times one panel, over a stretch of the depth. `all` holds what its tiles have in common, from
@@ -455,7 +454,7 @@ unsafe fn panel_times<K: Kernel>(
     rows: usize,
     stretch: &Range<usize>,
     wide: *mut u32,
-    later: Option<Later>,
+    later: Later,
 ) {
     let step_depth = kernel.depth();
     let (passes, tiles) = (
@@ -492,13 +491,13 @@ unsafe fn panel_times<K: Kernel>(
                 true => tile.out.wrapping_add(rows.len() * all.stride),
                 false => all.out.wrapping_add(all.cols),
             };
-            if let Some(later) = &later {
-                let panel = part(&panel_words, idx, tiles);
-                tile.ahead.panel = Piece::new(later.panel.wrapping_add(panel.start), panel.len());
-                if kernel.fetches_rows() {
-                    let values = std::slice::from_ref(&later.values);
-                    (tile.ahead).set_share(values, pass * tiles + idx, passes * tiles);
-                }
+            if let Some(next) = later.panel {
+                let share = part(&panel_words, idx, tiles);
+                tile.ahead.panel = Piece::new(next.wrapping_add(share.start), share.len());
+            }
+            if kernel.fetches_rows() {
+                let values = later.values.as_slice();
+                (tile.ahead).set_share(values, pass * tiles + idx, passes * tiles);
             }
             // SAFETY: as above.
             unsafe {
