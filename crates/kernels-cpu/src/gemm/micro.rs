@@ -17,6 +17,8 @@ pub(super) trait Kernel: Copy {
     fn right_words(self) -> usize;
     /// Words of a step of a row of the left operand.
     fn left_words(self) -> usize;
+    /// Words of a block of rows that are packed at a time.
+    fn block_words(self) -> usize;
     /// Words of a panel that one pass over a block of rows takes. y carries the chain from pass to pass.
     fn pass_words(self) -> usize;
     /// Steps of the left operand from `k` consecutive values, the last step perhaps not whole. `out` has
@@ -80,6 +82,12 @@ impl<S: Simd, F: Factor<S>> Kernel for Floats<S, F> {
     #[inline(always)]
     fn left_words(self) -> usize {
         F::PARTS
+    }
+    // With the rows of the next block, a pass of a panel and one of the panel after it, they stay in a second-level
+    // cache of 1 MiB.
+    #[inline(always)]
+    fn block_words(self) -> usize {
+        48 << 10
     }
     // Each tile reads the panel again, and a second-level cache is fast enough for that: a step takes a tile 7 to
     // 14 cycles, and is two lines of it. So passes are deep.

@@ -40,10 +40,6 @@ use pack::{Factors, Part};
 use std::cell::Cell;
 use std::ops::Range;
 
-/// Words of a block of rows that are packed at a time: with those of the next, a pass of a panel and one of the panel
-/// after it they stay in a second-level cache of 1 MiB.
-const LEFT_WORDS: usize = 48 << 10;
-
 /// How far ahead rows are fetched that are packed.
 const ROWS_AHEAD: usize = 2;
 
@@ -149,12 +145,12 @@ pub(crate) fn block_rows(b: &Packed) -> usize {
     b.parts().iter().map(of_part).min().unwrap_or(1)
 }
 
-/// Rows of a block: whole tiles, of which one pass packs `LEFT_WORDS`. Shallow rows count as if they had two cache
+/// Rows of a block: whole tiles, of which one pass packs `block_words`. Shallow rows count as if they had two cache
 /// lines, which they take.
 #[inline(always)]
 fn block_rows_of<K: Kernel>(kernel: K, k: usize) -> usize {
     let words = pass_depth(kernel, k).div_ceil(kernel.depth()) * kernel.left_words();
-    (LEFT_WORDS / words.max(2 * LINE)).next_multiple_of(kernel.wide_rows())
+    (kernel.block_words() / words.max(2 * LINE)).next_multiple_of(kernel.wide_rows())
 }
 
 /// Depth of a pass, in whole steps; passes are as equal as can be.
@@ -312,7 +308,7 @@ impl Plan {
         // Few rows are packed deeper than a pass: then all passes of a panel follow one another.
         let passes = k.div_ceil(pass);
         let pass_words = pass.div_ceil(step_depth) * left_words;
-        let together = LEFT_WORDS / (rows.div_ceil(blocks) * pass_words);
+        let together = kernel.block_words() / (rows.div_ceil(blocks) * pass_words);
         let stretch = pass * passes.div_ceil(passes.div_ceil(together.clamp(1, passes)));
         // An odd number of cache lines, so that the rows of a tile fall into different sets of the cache.
         let stride = (stretch.div_ceil(step_depth) * left_words).next_multiple_of(32) + 16;

@@ -201,6 +201,10 @@ impl Kernel for Blocks {
     fn left_words(self) -> usize {
         micro::left_words(self.is_fine()) * self.groups
     }
+    // Half of a second-level cache of 1 MiB: the more rows, the more seldom a panel is made wide.
+    fn block_words(self) -> usize {
+        128 << 10
+    }
     // Two thirds of a first-level cache of 48 KiB: tiles have half as many rows as those of floats, and read a panel
     // twice as fast; and where it is made wide it is written first.
     fn pass_words(self) -> usize {
