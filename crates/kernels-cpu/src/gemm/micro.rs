@@ -57,6 +57,12 @@ impl<S, F> Floats<S, F> {
     }
 }
 
+impl<S: Simd, F: Factor<S>> Floats<S, F> {
+    /// Where pairs are multiplied value by value, registers are short: with rows to fetch one of the sums would live in
+    /// memory, and the product takes twice as long.
+    const FETCHES_ROWS: bool = F::PARTS == 1;
+}
+
 impl<S, F> Clone for Floats<S, F> {
     #[inline(always)]
     fn clone(&self) -> Self {
@@ -102,7 +108,7 @@ impl<S: Simd, F: Factor<S>> Kernel for Floats<S, F> {
     }
     #[inline(always)]
     fn fetches_rows(self) -> bool {
-        F::PARTS == 1
+        Self::FETCHES_ROWS
     }
     #[inline(always)]
     unsafe fn tile(self, t: Tile) {
@@ -242,9 +248,7 @@ impl<S: Simd, F: Factor<S>> TileKernel<S> for Floats<S, F> {
                 }
             }
             let (mut a_part, mut b_step) = (a.ptr, b);
-            // Where pairs are multiplied value by value, registers are short: with rows to fetch one of the sums would
-            // live in memory, and the product takes twice as long.
-            let parts = if F::PARTS == 1 { ahead.parts() } else { 1 };
+            let parts = if Self::FETCHES_ROWS { ahead.parts() } else { 1 };
             for idx in 0..parts {
                 let (steps, mut row_ahead) = ahead.part(idx, parts, steps);
                 for _ in 0..steps {
@@ -257,7 +261,7 @@ impl<S: Simd, F: Factor<S>> TileKernel<S> for Floats<S, F> {
                     }
                     b_step = b_step.add(2 * S::LANES);
                     panel_ahead.step::<1>();
-                    if F::PARTS == 1 {
+                    if Self::FETCHES_ROWS {
                         row_ahead.step::<1>();
                     }
                 }

@@ -12,7 +12,8 @@
 //! bf16), whatever tile it falls into: its bits depend neither on the number of rows nor on the
 //! partition. With `Store::Add` the chain starts from what y holds.
 //!
-//! Compute-bound: 2mnk operations. With one row it is bound by reading the panels once.
+//! Compute-bound: 2mnk operations. While a tile is multiplied, what its thread needs next is fetched ([`ahead`]). With
+//! one row it is bound by reading the panels once.
 //!
 //! Absent: alpha and beta, strides, unpacked right operands.
 
@@ -207,8 +208,8 @@ pub(crate) fn rows_times(
         let then = match (parts().nth(idx + 1), &next) {
             (Some(part), _) => Some(Then::new(rows.clone(), part.panel(panels_of(part).start))),
             (None, Some(next)) => {
-                let first = &next.b.parts()[0];
-                Some(Then::new(next.rows.clone(), first.panel(first.first_panel)))
+                let part = &next.b.parts()[0];
+                Some(Then::new(next.rows.clone(), part.panel(part.first_panel)))
             }
             (None, None) => None,
         };
