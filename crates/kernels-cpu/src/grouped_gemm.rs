@@ -6,7 +6,7 @@
 //! Rows are sorted by group. They may be read through an index, so that the permuted input is never
 //! written out. Groups may be empty. The bits of a row are those of `gemm::matmul`.
 
-use crate::gemm::{Next, Packed, Rows, block_rows, first_chain, groups_tn, rows_times};
+use crate::gemm::{Next, Packed, Packer, Rows, block_rows, first_chain, groups_tn, rows_times};
 use crate::pool::{SharedMut, part};
 use crate::{Compute, Cpu, Store};
 use std::ops::Range;
@@ -55,6 +55,7 @@ pub fn grouped_matmul(
     let used: Vec<usize> = (0..b.len()).filter(|&e| !group(e).is_empty()).collect();
     // Many rows are shared out in blocks of their groups. Of few, the panels of all groups in use: each is then
     // read once.
+    let packer = || Packer::new(x);
     if total >= 16 * threads * b.len() {
         let most = block_rows(first).min(total.div_ceil(2 * threads));
         let blocks = |&e: &usize| {
@@ -62,23 +63,32 @@ pub fn grouped_matmul(
             (0..count).map(move |idx| (e, part(&group(e), idx, count)))
         };
         let blocks: Vec<(usize, Range<usize>)> = used.iter().flat_map(blocks).collect();
-        cpu.pool.for_each(blocks.len(), &|idx| {
+        (cpu.pool).for_each_with(blocks.len(), &packer, &|packer, idx| {
             let (e, block) = blocks[idx].clone();
             let next = cpu.pool.next_of(idx, blocks.len()).map(|idx| {
                 let (e, rows) = blocks[idx].clone();
                 Next { rows, b: matrix(e) }
             });
-            rows_times(isa, out, x, block, matrix(e), 0..panels, first_chain, next);
+            rows_times(
+                isa,
+                out,
+                packer,
+                block,
+                matrix(e),
+                0..panels,
+                first_chain,
+                next,
+            );
         });
     } else {
-        cpu.pool.for_ranges(used.len() * panels, 1, &|range| {
+        (cpu.pool).for_ranges_with(used.len() * panels, 1, &packer, &|packer, range| {
             for (nth, &e) in used.iter().enumerate() {
                 let start = range.start.saturating_sub(nth * panels).min(panels);
                 let end = range.end.saturating_sub(nth * panels).min(panels);
                 rows_times(
                     isa,
                     out,
-                    x,
+                    packer,
                     group(e),
                     matrix(e),
                     start..end,

@@ -209,16 +209,28 @@ impl Pool {
     /// Calls `f` once with each of `0..count`. Each thread has its part of them, which it takes in ascending order, and
     /// then takes over from the others.
     pub fn for_each(&self, count: usize, f: &(dyn Fn(usize) + Sync)) {
+        self.for_each_with(count, &|| (), &|(), idx| f(idx));
+    }
+
+    /// As `for_each`, with something that each thread makes first and keeps to the end.
+    pub fn for_each_with<T>(
+        &self,
+        count: usize,
+        make: &(dyn Fn() -> T + Sync),
+        f: &(dyn Fn(&mut T, usize) + Sync),
+    ) {
         let threads = self.threads();
         if threads == 1 || count <= 1 {
-            return (0..count).for_each(f);
+            let own = &mut make();
+            return (0..count).for_each(|idx| f(own, idx));
         }
         let call = self.calls.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         self.region(0, &|thread| {
+            let kept = &mut make();
             for owner in (thread..threads).chain(0..thread) {
                 let own = part(&(0..count), owner, threads);
                 while let Some(idx) = self.shared.shares[owner].0.take(call, own.len()) {
-                    f(own.start + idx);
+                    f(kept, own.start + idx);
                 }
             }
         });
@@ -236,11 +248,22 @@ impl Pool {
     /// Cuts `0..len` into contiguous ranges with borders at multiples of `grain`, and calls `f` on each: some
     /// for each thread where there are enough grains, and no more than one where there are few.
     pub fn for_ranges(&self, len: usize, grain: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
+        self.for_ranges_with(len, grain, &|| (), &|(), range| f(range));
+    }
+
+    /// As `for_ranges`, with something that each thread makes first and keeps to the end.
+    pub fn for_ranges_with<T>(
+        &self,
+        len: usize,
+        grain: usize,
+        make: &(dyn Fn() -> T + Sync),
+        f: &(dyn Fn(&mut T, Range<usize>) + Sync),
+    ) {
         let threads = self.threads();
         let grains = len.div_ceil(grain.max(1));
         if threads == 1 || grains <= 1 {
             if len > 0 {
-                f(0..len);
+                f(&mut make(), 0..len);
             }
             return;
         }
@@ -248,30 +271,31 @@ impl Pool {
             true => PIECES * threads,
             false => grains.min(threads),
         };
-        self.for_each(pieces, &|idx| {
+        self.for_each_with(pieces, make, &|kept, idx| {
             let start = (grains * idx / pieces * grain).min(len);
             let end = (grains * (idx + 1) / pieces * grain).min(len);
             if start < end {
-                f(start..end);
+                f(kept, start..end);
             }
         });
     }
 
     /// Cuts `0..len` into ranges as equal as can be, none longer than `most`, as many for each thread, and calls `f`
-    /// on each, and on the one that the thread probably has next.
-    pub fn for_parts(
+    /// on each, and on the one that the thread probably has next, with what each thread makes first.
+    pub fn for_parts<T>(
         &self,
         len: usize,
         most: usize,
-        f: &(dyn Fn(Range<usize>, Option<Range<usize>>) + Sync),
+        make: &(dyn Fn() -> T + Sync),
+        f: &(impl Fn(&mut T, Range<usize>, Option<Range<usize>>) + Sync),
     ) {
         let pieces = len
             .div_ceil(most.max(1))
             .next_multiple_of(self.threads())
             .min(len);
         let piece = |idx: usize| part(&(0..len), idx, pieces);
-        self.for_each(pieces, &|idx| {
-            f(piece(idx), self.next_of(idx, pieces).map(piece));
+        self.for_each_with(pieces, make, &|kept, idx| {
+            f(kept, piece(idx), self.next_of(idx, pieces).map(piece));
         });
     }
 }
@@ -490,7 +514,7 @@ mod tests {
         for (len, threads) in [(0, 2), (1, 1), (1, 3), (5, 8), (100, 3), (1000, 2)] {
             let seen: Vec<AtomicUsize> = (0..len).map(|_| AtomicUsize::new(0)).collect();
             let last = AtomicUsize::new(0);
-            Pool::new(threads).for_parts(len, 30, &|range, next| {
+            Pool::new(threads).for_parts(len, 30, &|| (), &|(), range, next| {
                 let most = 30.min(len.div_ceil(threads));
                 assert!((1..=most).contains(&range.len()), "{range:?} of {len}");
                 match next {

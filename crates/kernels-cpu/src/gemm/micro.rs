@@ -1,9 +1,9 @@
 //! The register tile: some rows by two vectors of columns, over a stretch of the depth; and its kernel for
 //! factors that are floats.
 
-use super::ahead::Ahead;
+use super::aside::{Aside, Done, ForBlocks, has_registers};
 use crate::factor::{Factor, Left};
-use crate::simd::{Simd, prefetch};
+use crate::simd::Simd;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
@@ -24,10 +24,15 @@ pub(super) trait Kernel: Copy {
     /// Steps of the left operand from `k` consecutive values, the last step perhaps not whole. `out` has
     /// room for 16 words more than are made.
     unsafe fn left_of_row(self, out: *mut u32, x: *const f32, k: usize);
-    /// Whether a tile fetches rows that will be packed.
-    fn fetches_rows(self) -> bool;
     /// Computes a tile.
-    unsafe fn tile(self, tile: Tile);
+    unsafe fn tile(self, tile: Tile<ForBlocks>);
+
+    /// Whether tiles pack and move what [`ForBlocks`] says, and not only fetch.
+    fn works_aside(self) -> bool {
+        false
+    }
+    /// Moves a tile that is done.
+    unsafe fn move_done(self, _done: Done) {}
 
     /// Rows of a tile of a wide panel at most.
     fn wide_rows(self) -> usize {
@@ -42,7 +47,7 @@ pub(super) trait Kernel: Copy {
         steps
     }
     /// Computes a tile of a wide panel.
-    unsafe fn wide_tile(self, tile: Tile) {
+    unsafe fn wide_tile(self, tile: Tile<ForBlocks>) {
         // SAFETY: forwarded.
         unsafe { self.tile(tile) }
     }
@@ -55,12 +60,6 @@ impl<S, F> Floats<S, F> {
     pub(super) fn new() -> Floats<S, F> {
         Floats(PhantomData)
     }
-}
-
-impl<S: Simd, F: Factor<S>> Floats<S, F> {
-    /// Where pairs are multiplied value by value, registers are short: with rows to fetch one of the sums would live in
-    /// memory, and the product takes twice as long.
-    const FETCHES_ROWS: bool = F::PARTS == 1;
 }
 
 impl<S, F> Clone for Floats<S, F> {
@@ -107,13 +106,18 @@ impl<S: Simd, F: Factor<S>> Kernel for Floats<S, F> {
         unsafe { F::left_of_row(out, x, k) }
     }
     #[inline(always)]
-    fn fetches_rows(self) -> bool {
-        Self::FETCHES_ROWS
+    fn works_aside(self) -> bool {
+        has_registers::<S, F>()
     }
     #[inline(always)]
-    unsafe fn tile(self, t: Tile) {
+    unsafe fn tile(self, t: Tile<ForBlocks>) {
         // SAFETY: as above.
-        unsafe { tile::<S, Self>(t) }
+        unsafe { tile::<S, Self, _>(t) }
+    }
+    #[inline(always)]
+    unsafe fn move_done(self, done: Done) {
+        // SAFETY: as above.
+        unsafe { done.move_all::<S>() }
     }
 }
 
@@ -133,7 +137,7 @@ pub(crate) enum Chain {
 
 /// A tile: `rows` rows by `cols` columns, over `steps` steps.
 #[derive(Clone, Copy)]
-pub(super) struct Tile {
+pub(super) struct Tile<A> {
     pub(super) rows: usize,
     pub(super) cols: usize,
     pub(super) steps: usize,
@@ -145,21 +149,21 @@ pub(super) struct Tile {
     pub(super) chain: Chain,
     /// Whether rows of integers have upper bytes.
     pub(super) fine: bool,
-    /// What it fetches for later tiles.
-    pub(super) ahead: Ahead,
+    /// What it does for others.
+    pub(super) aside: A,
 }
 
 /// R rows by two vectors of columns.
-pub(super) trait TileKernel<S: Simd> {
+pub(super) trait TileKernel<S: Simd, A> {
     /// Rows of a tile at most.
     const ROWS: usize;
 
     /// Computes a tile of R rows and whole vectors.
-    unsafe fn tile_rows<const R: usize>(tile: Tile);
+    unsafe fn tile_rows<const R: usize>(tile: Tile<A>);
 }
 
 /// The most rows of a tile, and the most columns.
-const LARGEST: (usize, usize) = (14, 32);
+pub(super) const LARGEST: (usize, usize) = (14, 32);
 
 /// Computes a tile.
 ///
@@ -167,7 +171,7 @@ const LARGEST: (usize, usize) = (14, 32);
 /// `1 <= rows <= K::ROWS`, `1 <= cols <= 2 LANES`; the operands hold `steps` steps; the output is
 /// valid for the rows and columns.
 #[inline(always)]
-pub(super) unsafe fn tile<S: Simd, K: TileKernel<S>>(tile: Tile) {
+pub(super) unsafe fn tile<S: Simd, K: TileKernel<S, A>, A: Copy>(tile: Tile<A>) {
     let Tile { rows, cols, .. } = tile;
     let is_edge = cols < 2 * S::LANES;
     let mut edge = MaybeUninit::<[f32; LARGEST.0 * LARGEST.1]>::uninit();
@@ -186,7 +190,7 @@ pub(super) unsafe fn tile<S: Simd, K: TileKernel<S>>(tile: Tile) {
                 std::ptr::copy_nonoverlapping(row, copy.add(r * LARGEST.1), cols);
             }
         }
-        whole_tile::<S, K>(whole);
+        whole_tile::<S, K, A>(whole);
         if is_edge {
             for r in 0..rows {
                 let row = tile.out.add(r * tile.stride);
@@ -197,7 +201,7 @@ pub(super) unsafe fn tile<S: Simd, K: TileKernel<S>>(tile: Tile) {
 }
 
 #[inline(always)]
-unsafe fn whole_tile<S: Simd, K: TileKernel<S>>(tile: Tile) {
+unsafe fn whole_tile<S: Simd, K: TileKernel<S, A>, A>(tile: Tile<A>) {
     const { assert!(K::ROWS <= LARGEST.0 && 2 * S::LANES <= LARGEST.1) };
     macro_rules! by_rows {
         ($($r:literal)*) => {
@@ -214,11 +218,11 @@ unsafe fn whole_tile<S: Simd, K: TileKernel<S>>(tile: Tile) {
 }
 
 // The loops over rows must all unroll, or the sums live in memory: their bodies are kept small.
-impl<S: Simd, F: Factor<S>> TileKernel<S> for Floats<S, F> {
+impl<S: Simd, F: Factor<S>, A: Aside> TileKernel<S, A> for Floats<S, F> {
     const ROWS: usize = S::TILE_ROWS;
 
     #[inline(always)]
-    unsafe fn tile_rows<const R: usize>(tile: Tile) {
+    unsafe fn tile_rows<const R: usize>(tile: Tile<A>) {
         let Tile {
             steps,
             left: a,
@@ -226,10 +230,9 @@ impl<S: Simd, F: Factor<S>> TileKernel<S> for Floats<S, F> {
             out,
             stride: ldc,
             chain,
-            ahead,
+            mut aside,
             ..
         } = tile;
-        let mut panel_ahead = ahead.panel.at_each_of(steps);
         // SAFETY: see `tile`.
         unsafe {
             let mut acc = [[S::splat(0.0); 2]; R];
@@ -241,16 +244,12 @@ impl<S: Simd, F: Factor<S>> TileKernel<S> for Floats<S, F> {
                     ];
                 }
             }
-            if chain != Chain::Only {
-                for r in 0..R {
-                    prefetch(ahead.out.wrapping_add(r * ldc));
-                    prefetch(ahead.out.wrapping_add(r * ldc + S::LANES));
-                }
-            }
             let (mut a_part, mut b_step) = (a.ptr, b);
-            let parts = if Self::FETCHES_ROWS { ahead.parts() } else { 1 };
+            let parts = aside.cut::<S, F>(steps);
+            let (each, rest) = (steps / parts, steps % parts);
             for idx in 0..parts {
-                let (steps, mut row_ahead) = ahead.part(idx, parts, steps);
+                let steps = each + usize::from(idx < rest);
+                let mut fetched = aside.begin::<S, F>(idx, steps);
                 for _ in 0..steps {
                     // Written out: in a loop the sums would not stay in registers.
                     madd_part::<S, F, R>(&mut acc, a_part, a.row_stride, b_step, 0);
@@ -260,10 +259,7 @@ impl<S: Simd, F: Factor<S>> TileKernel<S> for Floats<S, F> {
                         a_part = a_part.add(a.part_stride);
                     }
                     b_step = b_step.add(2 * S::LANES);
-                    panel_ahead.step::<1>();
-                    if Self::FETCHES_ROWS {
-                        row_ahead.step::<1>();
-                    }
+                    fetched.step::<1>();
                 }
             }
             if chain == Chain::AddOnce {

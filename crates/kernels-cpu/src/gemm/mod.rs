@@ -12,84 +12,37 @@
 //! bf16), whatever tile it falls into: its bits depend neither on the number of rows nor on the
 //! partition. With `Store::Add` the chain starts from what y holds.
 //!
-//! Compute-bound: 2mnk operations. While a tile is multiplied, what its thread needs next is fetched ([`ahead`]). With
-//! one row it is bound by reading the panels once.
+//! Compute-bound: 2mnk operations. While a tile is multiplied, what its thread needs next is fetched and packed
+//! ([`aside`]). With one row it is bound by reading the panels once.
 //!
 //! Absent: alpha and beta, strides, unpacked right operands.
 
-mod ahead;
+mod aside;
 mod blocks;
+mod left;
 mod micro;
 mod pack;
+mod plan;
 #[cfg(test)]
 mod tests;
 mod tn;
 
 pub use blocks::Activations;
+pub(crate) use left::{Packer, Rows};
 pub use pack::{Packed, Stored};
 pub(crate) use tn::groups_tn;
 pub use tn::matmul_tn;
 
-use crate::factor::{Factor, LINE, Left, Words, dispatch_factors};
+use crate::factor::{Factor, LINE, Left, dispatch_factors};
 use crate::pool::{SharedMut, part};
-use crate::simd::{Simd, end_streams, prefetch};
+use crate::simd::{Simd, end_streams};
 use crate::{Cpu, Isa, Store};
-use ahead::{Ahead, Piece, Values};
+use aside::{Done, ForBlocks, Output, Piece};
 pub(crate) use micro::Chain;
-use micro::{Floats, Kernel, Tile};
+use micro::{Floats, Kernel, LARGEST, Tile};
 use pack::{Factors, Part};
-use std::cell::Cell;
+use plan::{Block, Plan, pass_steps};
 use std::ops::Range;
-
-/// How far ahead rows are fetched that are packed.
-const ROWS_AHEAD: usize = 2;
-
-/// Rows from which on it pays to make a panel wide first.
-const WIDE_ROWS: usize = 7;
-
-/// Operands that a thread has packed, kept between calls.
-struct Scratch {
-    left: Words,
-    right: Words,
-}
-
-thread_local! {
-    static SCRATCH: Cell<Option<Scratch>> = const { Cell::new(None) };
-}
-
-impl Scratch {
-    /// Takes the scratch of this thread; `give_back` returns it. (Not a closure: what is compiled for
-    /// one instruction set must not cross a function that is not.)
-    fn take() -> Scratch {
-        SCRATCH.take().unwrap_or(Scratch {
-            left: Words::new(),
-            right: Words::new(),
-        })
-    }
-
-    fn give_back(self) {
-        SCRATCH.set(Some(self));
-    }
-}
-
-/// Rows of an operand, perhaps gathered.
-#[derive(Clone, Copy)]
-pub(crate) struct Rows<'a> {
-    pub(crate) data: &'a [f32],
-    pub(crate) gather: Option<&'a [u32]>,
-    pub(crate) width: usize,
-}
-
-impl<'a> Rows<'a> {
-    #[inline(always)]
-    fn row(self, i: usize) -> &'a [f32] {
-        let row = match self.gather {
-            Some(gather) => gather[i] as usize,
-            None => i,
-        };
-        &self.data[row * self.width..][..self.width]
-    }
-}
 
 /// y (m, n) = x (m, k) times the packed matrix; m follows from the length of x.
 pub fn matmul(cpu: &Cpu, y: &mut [f32], x: &[f32], b: &Packed, store: Store) {
@@ -104,14 +57,15 @@ pub fn matmul(cpu: &Cpu, y: &mut [f32], x: &[f32], b: &Packed, store: Store) {
         width: b.k(),
     };
     // Few rows: each thread reads its own panels once, instead of all threads all panels.
+    let packer = || Packer::new(x);
     if m >= 16 * threads {
-        cpu.pool.for_parts(m, block_rows(b), &|rows, next| {
+        (cpu.pool).for_parts(m, block_rows(b), &packer, &|packer, rows, next| {
             let next = next.map(|rows| Next { rows, b });
-            rows_times(isa, out, x, rows, b, 0..b.panels(), first, next);
+            rows_times(isa, out, packer, rows, b, 0..b.panels(), first, next);
         });
     } else {
-        cpu.pool.for_ranges(b.panels(), 1, &|panels| {
-            rows_times(isa, out, x, 0..m, b, panels, first, None);
+        (cpu.pool).for_ranges_with(b.panels(), 1, &packer, &|packer, panels| {
+            rows_times(isa, out, packer, 0..m, b, panels, first, None);
         });
     }
 }
@@ -132,7 +86,7 @@ pub(crate) fn first_chain(y: &[f32], store: Store) -> Chain {
 pub(crate) fn block_rows(b: &Packed) -> usize {
     #[inline(always)]
     unsafe fn of_floats<S: Simd, F: Factor<S>>(k: usize) -> usize {
-        block_rows_of(Floats::<S, F>::new(), k)
+        plan::block_rows(Floats::<S, F>::new(), k)
     }
     let (isa, k) = (b.isa(), b.k());
     let of_part = |part: &Part| match part.factors {
@@ -140,34 +94,13 @@ pub(crate) fn block_rows(b: &Packed) -> usize {
             dispatch_factors!(isa, compute, of_floats(k: usize) -> usize)
         }
         Factors::Blocks(block_type) => {
-            block_rows_of(blocks::Blocks::new(isa, block_type, b.activations()), k)
+            plan::block_rows(blocks::Blocks::new(isa, block_type, b.activations()), k)
         }
     };
     b.parts().iter().map(of_part).min().unwrap_or(1)
 }
 
-/// Rows of a block: whole tiles, of which one pass packs `block_words`. Shallow rows count as if they had two cache
-/// lines, which they take.
-#[inline(always)]
-fn block_rows_of<K: Kernel>(kernel: K, k: usize) -> usize {
-    let words = pass_depth(kernel, k).div_ceil(kernel.depth()) * kernel.left_words();
-    (kernel.block_words() / words.max(2 * LINE)).next_multiple_of(kernel.wide_rows())
-}
-
-/// Depth of a pass, in whole steps; passes are as equal as can be.
-#[inline(always)]
-fn pass_depth<K: Kernel>(kernel: K, k: usize) -> usize {
-    let passes = k.div_ceil(pass_steps(kernel) * kernel.depth());
-    k.div_ceil(passes).next_multiple_of(kernel.depth())
-}
-
-/// Steps of a pass at most.
-#[inline(always)]
-fn pass_steps<K: Kernel>(kernel: K) -> usize {
-    kernel.pass_words() / kernel.right_words().max(kernel.wide_words())
-}
-
-/// What a thread will probably multiply after what it has, with the same x. It is fetched meanwhile.
+/// What a thread will probably multiply after what it has, with the same x. Tiles work for it meanwhile.
 pub(crate) struct Next<'a> {
     pub(crate) rows: Range<usize>,
     pub(crate) b: &'a Packed,
@@ -179,7 +112,7 @@ pub(crate) struct Next<'a> {
 pub(crate) fn rows_times(
     isa: Isa,
     y: SharedMut<f32>,
-    x: Rows,
+    packer: &mut Packer,
     rows: Range<usize>,
     b: &Packed,
     panels: Range<usize>,
@@ -196,7 +129,7 @@ pub(crate) fn rows_times(
     );
     assert!(panels.end <= b.panels(), "no such panel");
     assert_eq!(
-        x.width,
+        packer.x.width,
         b.k(),
         "rows of x are as long as the matrix is deep"
     );
@@ -206,20 +139,24 @@ pub(crate) fn rows_times(
     for (idx, part) in parts().enumerate() {
         let (rows, panels) = (rows.clone(), panels_of(part));
         let then = match (parts().nth(idx + 1), &next) {
-            (Some(part), _) => Some(Then::new(rows.clone(), part.panel(panels_of(part).start))),
+            (Some(part), _) => Some((rows.clone(), part, panels_of(part).start)),
             (None, Some(next)) => {
                 let part = &next.b.parts()[0];
-                Some(Then::new(next.rows.clone(), part.panel(part.first_panel)))
+                Some((next.rows.clone(), part, part.first_panel))
             }
             (None, None) => None,
         };
+        let then = then.map(|(rows, then, panel)| Then {
+            rows: (then.factors == part.factors).then_some(rows),
+            panel: then.panel(panel),
+        });
         match part.factors {
             Factors::Floats(compute) => dispatch_factors!(
                 isa,
                 compute,
                 rows_times_floats(
                     y: SharedMut<f32>,
-                    x: Rows,
+                    packer: &mut Packer,
                     rows: Range<usize>,
                     b: &Packed,
                     part: &Part,
@@ -231,7 +168,7 @@ pub(crate) fn rows_times(
             // SAFETY: as for the floats.
             Factors::Blocks(block_type) => unsafe {
                 let kernel = blocks::Blocks::new(isa, block_type, b.activations());
-                rows_times_as(kernel, y, x, rows, b, part, panels, first, then);
+                rows_times_as(kernel, y, packer, rows, b, part, panels, first, then);
             },
         }
     }
@@ -240,7 +177,7 @@ pub(crate) fn rows_times(
 #[inline(always)]
 unsafe fn rows_times_floats<S: Simd, F: Factor<S>>(
     y: SharedMut<f32>,
-    x: Rows,
+    packer: &mut Packer,
     rows: Range<usize>,
     b: &Packed,
     part: &Part,
@@ -250,92 +187,22 @@ unsafe fn rows_times_floats<S: Simd, F: Factor<S>>(
 ) {
     let kernel = Floats::<S, F>::new();
     // SAFETY: forwarded.
-    unsafe { rows_times_as(kernel, y, x, rows, b, part, panels, first, then) }
+    unsafe { rows_times_as(kernel, y, packer, rows, b, part, panels, first, then) }
 }
 
-/// What follows on a block of rows, or on a stretch of its depth.
-#[derive(Clone)]
+/// What follows on a product.
 struct Then {
-    rows: Range<usize>,
-    /// The values of these rows that are packed first.
-    start: usize,
-    /// Where the panel that is multiplied first has them.
+    /// Rows, where they are packed for the same kernel.
+    rows: Option<Range<usize>>,
+    /// The panel that is multiplied first.
     panel: *const u32,
-}
-
-impl Then {
-    /// From the start of the depth on.
-    fn new(rows: Range<usize>, panel: *const u32) -> Then {
-        Then {
-            rows,
-            start: 0,
-            panel,
-        }
-    }
-}
-
-/// How the rows of a product and its depth are cut.
-struct Plan {
-    /// Whether panels are made wide first.
-    is_wide: bool,
-    /// Whether what follows is fetched while a panel is multiplied, each tile its share. With a tile or two, one is not
-    /// multiplied for long enough: fetching would only delay what is read.
-    fetches_ahead: bool,
-    /// Rows of a tile at most.
-    tile_rows: usize,
-    /// Blocks of rows, as equal as can be.
-    blocks: usize,
-    /// Depth that is packed together, a whole number of passes.
-    stretch: usize,
-    /// Depth of a pass, in whole steps.
-    pass: usize,
-    /// Words from a packed row to the next.
-    stride: usize,
-}
-
-impl Plan {
-    /// For `rows` rows of depth `k`.
-    #[inline(always)]
-    fn new<K: Kernel>(kernel: K, rows: usize, k: usize) -> Plan {
-        let (step_depth, left_words) = (kernel.depth(), kernel.left_words());
-        let is_wide = kernel.wide_words() > 0 && rows >= WIDE_ROWS;
-        let tile_rows = if is_wide {
-            kernel.wide_rows()
-        } else {
-            kernel.rows()
-        };
-        let pass = pass_depth(kernel, k);
-        let blocks = rows.div_ceil(block_rows_of(kernel, k));
-        // Few rows are packed deeper than a pass: then all passes of a panel follow one another.
-        let passes = k.div_ceil(pass);
-        let pass_words = pass.div_ceil(step_depth) * left_words;
-        let together = kernel.block_words() / (rows.div_ceil(blocks) * pass_words);
-        let stretch = pass * passes.div_ceil(passes.div_ceil(together.clamp(1, passes)));
-        // An odd number of cache lines, so that the rows of a tile fall into different sets of the cache.
-        let stride = (stretch.div_ceil(step_depth) * left_words).next_multiple_of(32) + 16;
-        Plan {
-            is_wide,
-            fetches_ahead: is_wide || rows > 2 * tile_rows,
-            tile_rows,
-            blocks,
-            stretch,
-            pass,
-            stride,
-        }
-    }
-
-    /// The stretch of a depth `k` that begins at `start`.
-    #[inline(always)]
-    fn stretch_from(&self, start: usize, k: usize) -> Range<usize> {
-        start..k.min(start + self.stretch)
-    }
 }
 
 #[inline(always)]
 unsafe fn rows_times_as<K: Kernel>(
     kernel: K,
     y: SharedMut<f32>,
-    x: Rows,
+    packer: &mut Packer,
     rows: Range<usize>,
     b: &Packed,
     right: &Part,
@@ -344,124 +211,129 @@ unsafe fn rows_times_as<K: Kernel>(
     then: Option<Then>,
 ) {
     let (n, k, nr) = (b.n(), b.k(), b.panel_width());
-    let plan = Plan::new(kernel, rows.len(), k);
+    let plan = Plan::new(kernel, rows, k);
     // Only what is whole after one pass, and lies as vectors do, can go past the caches.
     let column = right.column(right.first_panel, nr);
     let is_aligned = n.is_multiple_of(LINE)
         && column.is_multiple_of(LINE)
         && y.ptr().addr().is_multiple_of(4 * LINE);
     let first = match first {
-        Chain::Only if plan.pass < k || !is_aligned => Chain::Start,
+        Chain::Only if !plan.is_one_pass() || !is_aligned => Chain::Start,
         first => first,
     };
-    let mut scratch = Scratch::take();
-    (scratch.left).reserve(rows.len().div_ceil(plan.blocks) * plan.stride);
-    (scratch.right).reserve(pass_steps(kernel) * kernel.wide_words());
-    let (left, wide) = (scratch.left.as_mut_ptr(), scratch.right.as_mut_ptr());
-    for idx in 0..plan.blocks {
-        let block = part(&rows, idx, plan.blocks);
-        for start in (0..k).step_by(plan.stretch) {
-            let stretch = plan.stretch_from(start, k);
-            for row in block.clone() {
-                if row + ROWS_AHEAD < block.end {
-                    prefetch_all(&x.row(row + ROWS_AHEAD)[stretch.clone()]);
-                }
-                let values = &x.row(row)[stretch.clone()];
-                // SAFETY: the scratch has a stride for each row of the block.
-                unsafe {
-                    let out = left.add((row - block.start) * plan.stride);
-                    kernel.left_of_row(out, values.as_ptr(), values.len());
-                }
+    let memory = &mut *packer.scratch;
+    (memory.right).reserve(pass_steps(kernel) * kernel.wide_words());
+    memory.tile.reserve(LARGEST.0 * LARGEST.1);
+    let wide = memory.right.as_mut_ptr();
+    let mut waiting = Waiting {
+        place: memory.tile.as_mut_ptr().cast(),
+        cols: nr,
+        done: None,
+    };
+    let panel_at = |panel: usize, start: usize| {
+        let words = start / kernel.depth() * kernel.right_words();
+        right.panel(panel).wrapping_add(words)
+    };
+    let mut idx = 0;
+    while let Some(block) = plan.block(idx) {
+        idx += 1;
+        let left = packer.pack(kernel, right.factors, &block);
+        let (next, next_panel) = match (plan.block(idx), &then) {
+            (Some(next), _) => {
+                let panel = panel_at(panels.start, next.depth.start);
+                (Some(next), Some(panel))
             }
-            let panel_at = |panel: usize, start: usize| {
-                let words = start / kernel.depth() * kernel.right_words();
-                right.panel(panel).wrapping_add(words)
-            };
-            let then = if stretch.end < k {
-                Some(Then {
-                    rows: block.clone(),
-                    start: stretch.end,
-                    panel: panel_at(panels.start, stretch.end),
-                })
-            } else if block.end < rows.end {
-                let rows = part(&rows, idx + 1, plan.blocks);
-                Some(Then::new(rows, right.panel(panels.start)))
-            } else {
-                then.clone()
-            };
-            for panel in panels.clone() {
-                let column = right.column(panel, nr);
-                // SAFETY: y has these rows and columns, by the contract of `rows_times`.
-                let out = unsafe { y.ptr().add(block.start * n + column) };
-                let right_ptr = panel_at(panel, start);
-                let tile = Tile {
-                    rows: 0,
-                    cols: (right.end_column() - column).min(nr),
-                    steps: 0,
-                    left: Left {
-                        ptr: left,
-                        row_stride: plan.stride,
-                        part_stride: 1,
-                    },
-                    right: right_ptr,
-                    out,
-                    stride: n,
-                    chain: if start == 0 { first } else { Chain::Continue },
-                    fine: false,
-                    ahead: Ahead::nothing(right_ptr, out),
-                };
-                let then = then.as_ref().filter(|_| plan.fetches_ahead);
-                let later = Later {
-                    panel: match plan.fetches_ahead && panel + 1 < panels.end {
-                        true => Some(panel_at(panel + 1, start)),
-                        false => then.map(|then| then.panel),
-                    },
-                    values: then.map(|then| Values {
-                        of: x,
-                        rows: part(&then.rows, panel - panels.start, panels.len()),
-                        columns: plan.stretch_from(then.start, k),
-                    }),
-                };
-                // SAFETY: the rows of the block are packed, and the scratch has room for a wide pass.
-                unsafe { panel_times(kernel, &plan, tile, block.len(), &stretch, wide, later) };
+            (None, Some(then)) => {
+                let rows = then.rows.clone();
+                let next = rows.and_then(|rows| Plan::new(kernel, rows, k).block(0));
+                (next, Some(then.panel))
             }
+            (None, None) => (None, None),
+        };
+        let next = next.filter(|_| plan.works_aside && kernel.works_aside());
+        let tiles = panels.len() * plan.tiles(&block);
+        let packing = (next.as_ref()).map(|next| packer.packing(kernel, next, tiles));
+        for panel in panels.clone() {
+            let column = right.column(panel, nr);
+            // SAFETY: y has these rows and columns, by the contract of `rows_times`.
+            let out = unsafe { y.ptr().add(block.rows.start * n + column) };
+            let tile = Tile {
+                rows: 0,
+                cols: (right.end_column() - column).min(nr),
+                steps: 0,
+                left: Left {
+                    ptr: left,
+                    row_stride: block.stride,
+                    part_stride: 1,
+                },
+                right: panel_at(panel, block.depth.start),
+                out,
+                stride: n,
+                chain: if block.depth.start == 0 {
+                    first
+                } else {
+                    Chain::Continue
+                },
+                fine: false,
+                aside: ForBlocks {
+                    panel: Piece::new(left, 0),
+                    packing: packing.as_ref(),
+                    done: None,
+                    out: Output {
+                        ptr: out,
+                        rows: 0,
+                        stride: n,
+                    },
+                },
+            };
+            let next_panel = match panel + 1 < panels.end {
+                true => Some(panel_at(panel + 1, block.depth.start)),
+                false => next_panel,
+            }
+            .filter(|_| plan.works_aside);
+            // SAFETY: the rows of the block are packed, and the scratch has room for a wide pass.
+            unsafe { panel_times(kernel, &plan, tile, &block, wide, next_panel, &mut waiting) };
         }
+        if packing.is_some_and(|packing| packing.is_done()) {
+            packer.spare = next.map(|next| (right.factors, next));
+        }
+    }
+    if let Some(done) = waiting.done {
+        // SAFETY: the tile is still in its place, and y has its rows and columns.
+        unsafe { kernel.move_done(done) };
     }
     if first == Chain::Only {
         end_streams();
     }
-    scratch.give_back();
 }
 
-/// What the tiles of a panel fetch, each its share.
-struct Later<'a> {
-    /// The next panel, from the start of its stretch on.
-    panel: Option<*const u32>,
-    /// Of the rows that are packed next.
-    values: Option<Values<'a>>,
+/// A tile that waits to be moved, and the place where it waits.
+struct Waiting {
+    place: *mut f32,
+    /// Columns of a tile that can wait: all that a panel has.
+    cols: usize,
+    done: Option<Done>,
 }
 
-/// `rows` packed rows times one panel, over a stretch of the depth. `all` holds what its tiles have in common, from
-/// the first row on, and the panel from the start of the stretch on.
+/// A packed block times one panel. `all` holds what its tiles have in common, from the first row on, and the panel from
+/// the start of the stretch on, as `next_panel` does, which tiles fetch.
 #[inline(always)]
 unsafe fn panel_times<K: Kernel>(
     kernel: K,
     plan: &Plan,
-    all: Tile,
-    rows: usize,
-    stretch: &Range<usize>,
+    all: Tile<ForBlocks>,
+    block: &Block,
     wide: *mut u32,
-    later: Later,
+    next_panel: Option<*const u32>,
+    waiting: &mut Waiting,
 ) {
     let step_depth = kernel.depth();
-    let (passes, tiles) = (
-        stretch.len().div_ceil(plan.pass),
-        rows.div_ceil(plan.tile_rows),
-    );
+    let (rows, stretch) = (block.rows.len(), block.depth.len());
+    let (passes, tiles) = (stretch.div_ceil(plan.pass), rows.div_ceil(plan.tile_rows));
     for pass in 0..passes {
         let depth = pass * plan.pass;
         let mut tile = all;
-        tile.steps = (stretch.len() - depth).min(plan.pass).div_ceil(step_depth);
+        tile.steps = (stretch - depth).min(plan.pass).div_ceil(step_depth);
         if pass > 0 {
             tile.chain = Chain::Continue;
         }
@@ -476,25 +348,42 @@ unsafe fn panel_times<K: Kernel>(
                 tile.right = wide;
             }
         }
+        // What is written once can wait until the next tile moves it.
+        let waits = kernel.works_aside()
+            && plan.works_aside
+            && plan.is_one_pass()
+            && tile.chain == Chain::Start
+            && tile.cols == waiting.cols;
         for idx in 0..tiles {
             let rows = part(&(0..rows), idx, tiles);
             tile.rows = rows.len();
             // SAFETY: as above; these rows are packed and are those of the output.
             unsafe {
-                tile.left.ptr = all.left.ptr.add(rows.start * plan.stride + left_words);
+                tile.left.ptr = all.left.ptr.add(rows.start * block.stride + left_words);
                 tile.out = all.out.add(rows.start * all.stride);
             }
-            tile.ahead.out = match idx + 1 < tiles {
-                true => tile.out.wrapping_add(rows.len() * all.stride),
-                false => all.out.wrapping_add(all.cols),
-            };
-            if let Some(next) = later.panel {
+            if let Some(next) = next_panel {
                 let share = part(&panel_words, idx, tiles);
-                tile.ahead.panel = Piece::new(next.wrapping_add(share.start), share.len());
+                tile.aside.panel = Piece::new(next.wrapping_add(share.start), share.len());
             }
-            if kernel.fetches_rows() {
-                let values = later.values.as_slice();
-                (tile.ahead).set_share(values, pass * tiles + idx, passes * tiles);
+            tile.aside.done = waiting.done.take();
+            if waits {
+                tile.aside.out = Output {
+                    ptr: tile.out,
+                    rows: tile.rows,
+                    stride: all.stride,
+                };
+                waiting.done = Some(Done {
+                    from: waiting.place,
+                    to: tile.aside.out,
+                });
+                (tile.out, tile.stride) = (waiting.place, tile.cols);
+            } else if tile.chain != Chain::Only {
+                tile.aside.out.rows = tile.rows;
+                tile.aside.out.ptr = match idx + 1 < tiles {
+                    true => tile.out.wrapping_add(rows.len() * all.stride),
+                    false => all.out.wrapping_add(all.cols),
+                };
             }
             // SAFETY: as above.
             unsafe {
@@ -505,13 +394,5 @@ unsafe fn panel_times<K: Kernel>(
                 }
             }
         }
-    }
-}
-
-/// Brings values near.
-#[inline(always)]
-fn prefetch_all(x: &[f32]) {
-    for line in x.chunks(LINE) {
-        prefetch(line.as_ptr());
     }
 }

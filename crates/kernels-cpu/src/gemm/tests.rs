@@ -212,6 +212,40 @@ fn a_row_has_the_same_bits_alone_and_in_any_company() {
 }
 
 #[test]
+fn rows_that_are_packed_meanwhile_have_the_bits_of_rows_alone() {
+    // Several blocks for each thread, of one stretch of depth and of two; rows that fill their cache lines, or do not,
+    // or not even one; panels that are whole, and one that is not.
+    let (m, n) = (700, 107);
+    for isa in Isa::available() {
+        for (compute, k) in COMPUTES
+            .into_iter()
+            .flat_map(|c| [(c, 11), (c, 150), (c, 384), (c, 2100)])
+        {
+            let (x, w) = (values(m / 2 * k, "x"), values(n * k, "w"));
+            let gather: Vec<u32> = (0..m as u32).map(|i| i * 29 % (m as u32 / 2)).collect();
+            let run = |threads, rows: &[u32]| {
+                let cpu = Cpu::new(isa, threads);
+                let b = Some(packed(&cpu, compute, &w, n, k));
+                let mut y = vec![GUARD; rows.len() * n];
+                let borders = [0, rows.len() as u32];
+                let store = Store::Overwrite;
+                grouped_matmul(&cpu, &mut y, &x, Some(rows), &borders, &[b], store);
+                y
+            };
+            let all = run(1, &gather);
+            assert!(run(2, &gather) == all, "{} {compute:?} {k}", isa.name());
+            for row in [0, 1, 95, 133, 349, 350, 523, 699] {
+                assert!(
+                    run(1, &gather[row..=row]) == all[row * n..][..n],
+                    "{} {compute:?} {k}, row {row}",
+                    isa.name()
+                );
+            }
+        }
+    }
+}
+
+#[test]
 fn products_have_the_same_bits_on_any_number_of_threads() {
     for isa in Isa::available() {
         for (compute, m) in COMPUTES

@@ -6,9 +6,9 @@
 //! Both sides are packed as they are read: some tiles of a and some panels of b at a time. Then each tile meets all
 //! these panels.
 
-use super::ahead::{Ahead, Values};
-use super::micro::{Chain, Floats, Kernel, Tile};
-use super::{Rows, Scratch};
+use super::aside::{ForRows, Output, Values};
+use super::left::{Rows, Scratch};
+use super::micro::{self, Chain, Floats, Tile};
 use crate::factor::{Factor, LINE, Left, dispatch_factors, lanes};
 use crate::pool::{SharedMut, part};
 use crate::simd::Simd;
@@ -149,10 +149,11 @@ unsafe fn group_tn_in<S: Simd, F: Factor<S>>(
     let left_blocks = tiles.len().div_ceil(left_tiles);
     let right_blocks = panels.len().div_ceil(right_panels);
     let mut scratch = Scratch::take();
+    let memory = &mut *scratch;
     let groups = tiles.len().min(left_tiles).div_ceil(SIDE);
-    (scratch.left).reserve(groups * apart(SIDE * tile_words));
-    (scratch.right).reserve(panels.len().min(right_panels) * apart(panel_words));
-    let (left, right) = (scratch.left.as_mut_ptr(), scratch.right.as_mut_ptr());
+    (memory.left).reserve(groups * apart(SIDE * tile_words));
+    (memory.right).reserve(panels.len().min(right_panels) * apart(panel_words));
+    let (left, right) = (memory.left.as_mut_ptr(), memory.right.as_mut_ptr());
     let stretch_from = |start: usize| start..rows.end.min(start + most * F::STEP);
     let columns_of_a = |i: usize| {
         let tiles = part(&tiles, i, left_blocks);
@@ -196,7 +197,6 @@ unsafe fn group_tn_in<S: Simd, F: Factor<S>>(
             }
         }
     }
-    scratch.give_back();
 }
 
 /// Columns of a stretch of rows, if any: those of the block that stands beside it.
@@ -233,7 +233,6 @@ unsafe fn packed_times<S: Simd, F: Factor<S>>(
     panels: &Range<usize>,
     later: &[Values],
 ) {
-    let kernel = Floats::<S, F>::new();
     let tiles = cols.len().div_ceil(S::TILE_ROWS) * panels.len();
     let (nr, side) = (2 * S::LANES, SIDE * S::TILE_ROWS);
     for (tile, col) in cols.clone().step_by(S::TILE_ROWS).enumerate() {
@@ -243,13 +242,15 @@ unsafe fn packed_times<S: Simd, F: Factor<S>>(
             unsafe {
                 let right = right.add((panel - panels.start) * apart(nr * steps));
                 let out = c.ptr().add(col * q + panel * nr);
-                let mut ahead = Ahead::nothing(right, out.wrapping_add(nr));
-                if kernel.fetches_rows() {
-                    let idx = tile * panels.len() + panel - panels.start;
-                    ahead.set_share(later, idx, tiles);
-                }
-                kernel.tile(Tile {
-                    rows: (cols.end - col).min(S::TILE_ROWS),
+                let rows = (cols.end - col).min(S::TILE_ROWS);
+                let next = Output {
+                    ptr: out.wrapping_add(nr),
+                    rows,
+                    stride: q,
+                };
+                let idx = tile * panels.len() + panel - panels.start;
+                micro::tile::<S, Floats<S, F>, _>(Tile {
+                    rows,
                     cols: nr.min(q - panel * nr),
                     steps,
                     left: Left {
@@ -262,7 +263,7 @@ unsafe fn packed_times<S: Simd, F: Factor<S>>(
                     stride: q,
                     chain: Chain::AddOnce,
                     fine: false,
-                    ahead,
+                    aside: ForRows::share(later, idx, tiles, next),
                 });
             }
         }

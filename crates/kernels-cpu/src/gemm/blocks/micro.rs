@@ -2,6 +2,7 @@
 
 use super::{Activations, Format, GROUP, group_bytes, head_bytes, tile_rows};
 use crate::Isa;
+use crate::gemm::aside::ForBlocks;
 use crate::gemm::micro::{Chain, Tile, TileKernel};
 use crate::simd::{Simd, prefetch};
 use half::f16;
@@ -29,6 +30,12 @@ struct Group {
 /// from memory: 4 KiB in types of four bits, 2 KiB in those of eight.
 const fn ahead<T: Format>() -> usize {
     (16 << 10) / T::VECTORS
+}
+
+/// Whether `rows` rows fetch groups ahead. One row of whole bytes takes so few instructions that the processor itself
+/// looks far enough ahead.
+const fn fetches<T: Format>(rows: usize) -> bool {
+    rows > 1 || T::VECTORS < GROUP / 4
 }
 
 const GROUP_WORDS: usize = size_of::<Group>() / 4;
@@ -142,7 +149,7 @@ unsafe fn integers<S: Simd, const FINE: bool, const SCALES: usize>(
     }
 }
 
-impl<S: Simd, T: Format> TileKernel<S> for Panels<T> {
+impl<S: Simd, T: Format> TileKernel<S, ForBlocks<'_>> for Panels<T> {
     const ROWS: usize = if T::WIDE.is_none() || tile_rows::<S>() < FEW_ROWS {
         tile_rows::<S>()
     } else {
@@ -150,7 +157,7 @@ impl<S: Simd, T: Format> TileKernel<S> for Panels<T> {
     };
 
     #[inline(always)]
-    unsafe fn tile_rows<const R: usize>(tile: Tile) {
+    unsafe fn tile_rows<const R: usize>(tile: Tile<ForBlocks>) {
         let Tile {
             steps,
             left: a,
@@ -159,10 +166,10 @@ impl<S: Simd, T: Format> TileKernel<S> for Panels<T> {
             stride,
             chain,
             fine,
-            ahead: later,
+            aside,
             ..
         } = tile;
-        let mut later = later.panel.at_each_of(steps * T::GROUPS);
+        let mut later = aside.panel.at_each_of(steps * T::GROUPS);
         // SAFETY: by the contract of the trait.
         unsafe {
             let mut sums = [[S::splat(0.0); 2]; R];
@@ -177,13 +184,12 @@ impl<S: Simd, T: Format> TileKernel<S> for Panels<T> {
                 let heads = heads::<S, T>(right);
                 right = right.add(head_bytes::<T>(S::LANES));
                 for _ in 0..T::GROUPS {
-                    // Whole groups: the processor itself looks ahead within a page alone, and too little.
-                    if R <= FEW_ROWS {
+                    if R > FEW_ROWS {
+                        later.step::<2>();
+                    } else if fetches::<T>(R) {
                         for line in (0..group_bytes::<T>(S::LANES)).step_by(64) {
                             prefetch(right.wrapping_add(ahead::<T>() + line));
                         }
-                    } else {
-                        later.step::<2>();
                     }
                     group::<S, T, R>(&mut sums, left, a.row_stride, right, heads, fine);
                     left = left.add(left_words(fine));

@@ -40,6 +40,7 @@ mod wide;
 
 pub(super) use pack::pack;
 
+use super::aside::ForBlocks;
 use super::micro::{Kernel, Tile};
 use crate::Isa;
 use crate::factor::lanes;
@@ -214,20 +215,17 @@ impl Kernel for Blocks {
         let (offset, scales) = (self.offset, self.scales);
         micro::quantise(self.isa, self.activations, offset, scales, out, x, k);
     }
-    fn fetches_rows(self) -> bool {
-        false
-    }
-    unsafe fn tile(self, mut tile: Tile) {
+    unsafe fn tile(self, mut tile: Tile<ForBlocks>) {
         tile.fine = self.is_fine();
         let isa = self.isa;
         macro_rules! of {
             ($format:ty) => {{
                 #[inline(always)]
-                unsafe fn tile_of<S: Simd>(tile: Tile) {
+                unsafe fn tile_of<S: Simd>(tile: Tile<ForBlocks>) {
                     // SAFETY: forwarded to the caller.
-                    unsafe { super::micro::tile::<S, micro::Panels<$format>>(tile) }
+                    unsafe { super::micro::tile::<S, micro::Panels<$format>, _>(tile) }
                 }
-                dispatch_integers!(isa, tile_of(tile: Tile));
+                dispatch_integers!(isa, tile_of(tile: Tile<ForBlocks>));
             }};
         }
         with_format!(self.block_type, of);
@@ -261,7 +259,7 @@ impl Kernel for Blocks {
         with_format!(self.block_type, of);
         steps * self.groups
     }
-    unsafe fn wide_tile(self, mut tile: Tile) {
+    unsafe fn wide_tile(self, mut tile: Tile<ForBlocks>) {
         tile.fine = self.is_fine();
         if let Some(wide) = self.wide {
             wide::wide_tile(self.isa, wide, tile);

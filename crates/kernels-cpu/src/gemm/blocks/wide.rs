@@ -3,6 +3,7 @@
 use super::micro::{Panels, heads, scales};
 use super::{Format, GROUP, group_bytes, head_bytes, vector};
 use crate::Isa;
+use crate::gemm::aside::ForBlocks;
 use crate::gemm::micro::{self, Tile};
 use crate::simd::Simd;
 
@@ -52,15 +53,15 @@ pub(super) const fn wide_words<T: Format>(lanes: usize) -> usize {
 }
 
 /// Computes a tile of a wide panel.
-pub(super) fn wide_tile(isa: Isa, wide: Wide, tile: Tile) {
+pub(super) fn wide_tile(isa: Isa, wide: Wide, tile: Tile<ForBlocks>) {
     macro_rules! of {
         ($scales:literal, $terms:literal) => {{
             #[inline(always)]
-            unsafe fn tile_of<S: Simd>(tile: Tile) {
+            unsafe fn tile_of<S: Simd>(tile: Tile<ForBlocks>) {
                 // SAFETY: forwarded to the caller.
-                unsafe { micro::tile::<S, Panels<WideFormat<$scales, $terms>>>(tile) }
+                unsafe { micro::tile::<S, Panels<WideFormat<$scales, $terms>>, _>(tile) }
             }
-            dispatch_integers!(isa, tile_of(tile: Tile));
+            dispatch_integers!(isa, tile_of(tile: Tile<ForBlocks>));
         }};
     }
     match wide {
