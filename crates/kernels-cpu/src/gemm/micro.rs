@@ -88,7 +88,7 @@ impl<S: Simd, F: Factor<S>> Kernel for Floats<S, F> {
     fn left_words(self) -> usize {
         F::PARTS
     }
-    // With the rows of the next block, a pass of a panel and one of the panel after it, they stay in a second-level
+    // A block, the one that is packed meanwhile, a pass of a panel and one of the panel after it stay in a second-level
     // cache of 1 MiB.
     #[inline(always)]
     fn block_words(self) -> usize {
