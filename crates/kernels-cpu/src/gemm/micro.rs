@@ -135,11 +135,17 @@ pub(crate) enum Chain {
     Only,
 }
 
-/// A tile: `rows` rows by `cols` columns, over `steps` steps.
+/// Rows at most of a tile that goes through a strip of panels. (With more, the loop over panels would only take registers
+/// from the sums.)
+pub(super) const STRIP_ROWS: usize = 4;
+
+/// A tile: `rows` rows by `cols` columns, over `steps` steps; or a strip of them, over one whole panel after the other.
 #[derive(Clone, Copy)]
 pub(super) struct Tile<A> {
     pub(super) rows: usize,
     pub(super) cols: usize,
+    /// Panels of the strip, each with its columns of the output; one where there are more than [`STRIP_ROWS`] rows.
+    pub(super) panels: usize,
     pub(super) steps: usize,
     pub(super) left: Left,
     pub(super) right: *const u32,
@@ -229,60 +235,65 @@ impl<S: Simd, F: Factor<S>, A: Aside> TileKernel<S, A> for Floats<S, F> {
     #[inline(always)]
     unsafe fn tile_rows<const R: usize>(tile: Tile<A>) {
         let Tile {
+            panels,
             steps,
             left: a,
             right: b,
-            out,
+            mut out,
             stride: ldc,
             chain,
             mut aside,
             ..
         } = tile;
-        // SAFETY: see `tile`.
-        unsafe {
-            let mut acc = [[S::splat(0.0); 2]; R];
-            if chain == Chain::Continue {
-                for r in 0..R {
-                    acc[r] = [
-                        S::load(out.add(r * ldc)),
-                        S::load(out.add(r * ldc + S::LANES)),
-                    ];
-                }
-            }
-            let (mut a_part, mut b_step) = (a.ptr, b);
-            let parts = aside.cut::<S, F>(steps);
-            let (each, rest) = (steps / parts, steps % parts);
-            for idx in 0..parts {
-                let steps = each + usize::from(idx < rest);
-                let mut fetched = aside.begin::<S, F>(idx, steps);
-                for _ in 0..steps {
-                    // Written out: in a loop the sums would not stay in registers.
-                    madd_part::<S, F, R>(&mut acc, a_part, a.row_stride, b_step, 0);
-                    a_part = a_part.add(a.part_stride);
-                    if F::PARTS == 2 {
-                        madd_part::<S, F, R>(&mut acc, a_part, a.row_stride, b_step, 1);
-                        a_part = a_part.add(a.part_stride);
+        let mut b_step = b;
+        for _ in 0..if R > STRIP_ROWS { 1 } else { panels } {
+            // SAFETY: see `tile`.
+            unsafe {
+                let mut acc = [[S::splat(0.0); 2]; R];
+                if chain == Chain::Continue {
+                    for r in 0..R {
+                        acc[r] = [
+                            S::load(out.add(r * ldc)),
+                            S::load(out.add(r * ldc + S::LANES)),
+                        ];
                     }
-                    b_step = b_step.add(2 * S::LANES);
-                    fetched.step::<1>();
                 }
-            }
-            if chain == Chain::AddOnce {
-                for r in 0..R {
-                    acc[r][0] = S::add(S::load(out.add(r * ldc)), acc[r][0]);
-                    acc[r][1] = S::add(S::load(out.add(r * ldc + S::LANES)), acc[r][1]);
+                let mut a_part = a.ptr;
+                let parts = aside.cut::<S, F>(steps);
+                let (each, rest) = (steps / parts, steps % parts);
+                for idx in 0..parts {
+                    let steps = each + usize::from(idx < rest);
+                    let mut fetched = aside.begin::<S, F>(idx, steps);
+                    for _ in 0..steps {
+                        // Written out: in a loop the sums would not stay in registers.
+                        madd_part::<S, F, R>(&mut acc, a_part, a.row_stride, b_step, 0);
+                        a_part = a_part.add(a.part_stride);
+                        if F::PARTS == 2 {
+                            madd_part::<S, F, R>(&mut acc, a_part, a.row_stride, b_step, 1);
+                            a_part = a_part.add(a.part_stride);
+                        }
+                        b_step = b_step.add(2 * S::LANES);
+                        fetched.step::<1>();
+                    }
                 }
-            }
-            if chain == Chain::Only {
-                for r in 0..R {
-                    S::stream(out.add(r * ldc), acc[r][0]);
-                    S::stream(out.add(r * ldc + S::LANES), acc[r][1]);
+                if chain == Chain::AddOnce {
+                    for r in 0..R {
+                        acc[r][0] = S::add(S::load(out.add(r * ldc)), acc[r][0]);
+                        acc[r][1] = S::add(S::load(out.add(r * ldc + S::LANES)), acc[r][1]);
+                    }
                 }
-                return;
-            }
-            for r in 0..R {
-                S::store(out.add(r * ldc), acc[r][0]);
-                S::store(out.add(r * ldc + S::LANES), acc[r][1]);
+                if chain == Chain::Only {
+                    for r in 0..R {
+                        S::stream(out.add(r * ldc), acc[r][0]);
+                        S::stream(out.add(r * ldc + S::LANES), acc[r][1]);
+                    }
+                } else {
+                    for r in 0..R {
+                        S::store(out.add(r * ldc), acc[r][0]);
+                        S::store(out.add(r * ldc + S::LANES), acc[r][1]);
+                    }
+                }
+                out = out.add(2 * S::LANES);
             }
         }
     }

@@ -253,13 +253,21 @@ unsafe fn rows_times_as<K: Kernel>(
         let next = next.filter(|_| plan.works_aside && kernel.works_aside());
         let tiles = panels.len() * plan.tiles(&block);
         let packing = (next.as_ref()).map(|next| packer.packing(kernel, next, tiles));
-        for panel in panels.clone() {
+        let mut panel = panels.start;
+        while panel < panels.end {
             let column = right.column(panel, nr);
+            let count = if plan.is_strip {
+                let whole = (right.end_column() - column) / nr;
+                whole.clamp(1, panels.end - panel)
+            } else {
+                1
+            };
             // SAFETY: y has these rows and columns, by the contract of `rows_times`.
             let out = unsafe { y.ptr().add(block.rows.start * n + column) };
             let tile = Tile {
                 rows: 0,
                 cols: (right.end_column() - column).min(nr),
+                panels: count,
                 steps: 0,
                 left: Left {
                     ptr: left,
@@ -286,8 +294,9 @@ unsafe fn rows_times_as<K: Kernel>(
                     },
                 },
             };
-            let next_panel = match panel + 1 < panels.end {
-                true => Some(panel_at(panel + 1, block.depth.start)),
+            panel += count;
+            let next_panel = match panel < panels.end {
+                true => Some(panel_at(panel, block.depth.start)),
                 false => next_panel,
             }
             .filter(|_| plan.works_aside);

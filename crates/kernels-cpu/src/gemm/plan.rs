@@ -1,6 +1,6 @@
 //! How the rows of a product and its depth are cut.
 
-use super::micro::Kernel;
+use super::micro::{Kernel, STRIP_ROWS};
 use crate::factor::LINE;
 use crate::pool::part;
 use std::ops::Range;
@@ -23,6 +23,9 @@ pub(super) struct Plan {
     k: usize,
     /// Whether panels are made wide first.
     pub(super) is_wide: bool,
+    /// Whether one tile holds the rows, and goes through the panels as through a strip. It reads each once, so passes
+    /// gain nothing; and where it stops, the processor does not look ahead.
+    pub(super) is_strip: bool,
     /// Whether tiles work for what follows, each its share. With a tile or two, one is not multiplied for long
     /// enough: it would only delay what is read.
     pub(super) works_aside: bool,
@@ -48,7 +51,11 @@ impl Plan {
         } else {
             kernel.rows()
         };
-        let pass = pass_depth(kernel, k);
+        let is_strip = !is_wide && rows.len() <= tile_rows.min(STRIP_ROWS);
+        let pass = match is_strip {
+            true => k.next_multiple_of(step_depth),
+            false => pass_depth(kernel, k),
+        };
         let parts = rows.len().div_ceil(block_rows(kernel, k));
         // Few rows are packed deeper than a pass: then all passes of a panel follow one another.
         let passes = k.div_ceil(pass);
@@ -57,6 +64,7 @@ impl Plan {
         let stretch = pass * passes.div_ceil(passes.div_ceil(together.clamp(1, passes)));
         Plan {
             is_wide,
+            is_strip,
             works_aside: is_wide || rows.len() > 2 * tile_rows,
             tile_rows,
             parts,

@@ -252,6 +252,7 @@ unsafe fn packed_times<S: Simd, F: Factor<S>>(
                 micro::tile::<S, Floats<S, F>, _>(Tile {
                     rows,
                     cols: nr.min(q - panel * nr),
+                    panels: 1,
                     steps,
                     left: Left {
                         ptr: left.add(group + tile % SIDE * S::TILE_ROWS),

@@ -3,7 +3,7 @@
 use super::{Activations, Format, GROUP, group_bytes, head_bytes, tile_rows};
 use crate::Isa;
 use crate::gemm::aside::ForBlocks;
-use crate::gemm::micro::{Chain, Tile, TileKernel};
+use crate::gemm::micro::{Chain, STRIP_ROWS, Tile, TileKernel};
 use crate::simd::{Simd, prefetch};
 use half::f16;
 use std::marker::PhantomData;
@@ -159,10 +159,11 @@ impl<S: Simd, T: Format> TileKernel<S, ForBlocks<'_>> for Panels<T> {
     #[inline(always)]
     unsafe fn tile_rows<const R: usize>(tile: Tile<ForBlocks>) {
         let Tile {
+            panels,
             steps,
             left: a,
             right,
-            out,
+            mut out,
             stride,
             chain,
             fine,
@@ -170,36 +171,40 @@ impl<S: Simd, T: Format> TileKernel<S, ForBlocks<'_>> for Panels<T> {
             ..
         } = tile;
         let mut later = aside.panel.at_each_of(steps * T::GROUPS);
-        // SAFETY: by the contract of the trait.
-        unsafe {
-            let mut sums = [[S::splat(0.0); 2]; R];
-            if chain == Chain::Continue {
+        let mut right = right.cast::<u8>();
+        for _ in 0..if R > STRIP_ROWS { 1 } else { panels } {
+            // SAFETY: by the contract of the trait.
+            unsafe {
+                let mut sums = [[S::splat(0.0); 2]; R];
+                if chain == Chain::Continue {
+                    for r in 0..R {
+                        let row = out.add(r * stride);
+                        sums[r] = [S::load(row), S::load(row.add(S::LANES))];
+                    }
+                }
+                let mut left = a.ptr;
+                for _ in 0..steps {
+                    let heads = heads::<S, T>(right);
+                    right = right.add(head_bytes::<T>(S::LANES));
+                    for _ in 0..T::GROUPS {
+                        if R > FEW_ROWS {
+                            later.step::<2>();
+                        } else if fetches::<T>(R) {
+                            for line in (0..group_bytes::<T>(S::LANES)).step_by(64) {
+                                prefetch(right.wrapping_add(ahead::<T>() + line));
+                            }
+                        }
+                        group::<S, T, R>(&mut sums, left, a.row_stride, right, heads, fine);
+                        left = left.add(left_words(fine));
+                        right = right.add(group_bytes::<T>(S::LANES));
+                    }
+                }
                 for r in 0..R {
                     let row = out.add(r * stride);
-                    sums[r] = [S::load(row), S::load(row.add(S::LANES))];
+                    S::store(row, sums[r][0]);
+                    S::store(row.add(S::LANES), sums[r][1]);
                 }
-            }
-            let (mut left, mut right) = (a.ptr, right.cast::<u8>());
-            for _ in 0..steps {
-                let heads = heads::<S, T>(right);
-                right = right.add(head_bytes::<T>(S::LANES));
-                for _ in 0..T::GROUPS {
-                    if R > FEW_ROWS {
-                        later.step::<2>();
-                    } else if fetches::<T>(R) {
-                        for line in (0..group_bytes::<T>(S::LANES)).step_by(64) {
-                            prefetch(right.wrapping_add(ahead::<T>() + line));
-                        }
-                    }
-                    group::<S, T, R>(&mut sums, left, a.row_stride, right, heads, fine);
-                    left = left.add(left_words(fine));
-                    right = right.add(group_bytes::<T>(S::LANES));
-                }
-            }
-            for r in 0..R {
-                let row = out.add(r * stride);
-                S::store(row, sums[r][0]);
-                S::store(row.add(S::LANES), sums[r][1]);
+                out = out.add(2 * S::LANES);
             }
         }
     }
