@@ -135,8 +135,7 @@ pub(crate) enum Chain {
     Only,
 }
 
-/// Rows at most of a tile that goes through a strip of panels. (With more, the loop over panels would only take registers
-/// from the sums.)
+/// Rows at most of a tile that goes through a strip of panels. With more, products are slower for the loop over panels.
 pub(super) const STRIP_ROWS: usize = 4;
 
 /// A tile: `rows` rows by `cols` columns, over `steps` steps; or a strip of them, over one whole panel after the other.
@@ -157,6 +156,14 @@ pub(super) struct Tile<A> {
     pub(super) fine: bool,
     /// What it does for others.
     pub(super) aside: A,
+}
+
+impl<A> Tile<A> {
+    /// Panels that R rows go through: known to be one where R is large, so that no loop is left.
+    #[inline(always)]
+    pub(super) fn strip<const R: usize>(&self) -> usize {
+        if R > STRIP_ROWS { 1 } else { self.panels }
+    }
 }
 
 /// R rows by two vectors of columns.
@@ -234,8 +241,8 @@ impl<S: Simd, F: Factor<S>, A: Aside> TileKernel<S, A> for Floats<S, F> {
 
     #[inline(always)]
     unsafe fn tile_rows<const R: usize>(tile: Tile<A>) {
+        let panels = tile.strip::<R>();
         let Tile {
-            panels,
             steps,
             left: a,
             right: b,
@@ -246,7 +253,7 @@ impl<S: Simd, F: Factor<S>, A: Aside> TileKernel<S, A> for Floats<S, F> {
             ..
         } = tile;
         let mut b_step = b;
-        for _ in 0..if R > STRIP_ROWS { 1 } else { panels } {
+        for _ in 0..panels {
             // SAFETY: see `tile`.
             unsafe {
                 let mut acc = [[S::splat(0.0); 2]; R];

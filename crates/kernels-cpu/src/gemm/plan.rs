@@ -24,7 +24,7 @@ pub(super) struct Plan {
     /// Whether panels are made wide first.
     pub(super) is_wide: bool,
     /// Whether one tile holds the rows, and goes through the panels as through a strip. It reads each once, so passes
-    /// gain nothing; and where it stops, the processor does not look ahead.
+    /// gain nothing, and every stop costs time.
     pub(super) is_strip: bool,
     /// Whether tiles work for what follows, each its share. With a tile or two, one is not multiplied for long
     /// enough: it would only delay what is read.

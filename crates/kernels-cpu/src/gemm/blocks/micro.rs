@@ -3,7 +3,7 @@
 use super::{Activations, Format, GROUP, group_bytes, head_bytes, tile_rows};
 use crate::Isa;
 use crate::gemm::aside::ForBlocks;
-use crate::gemm::micro::{Chain, STRIP_ROWS, Tile, TileKernel};
+use crate::gemm::micro::{Chain, Tile, TileKernel};
 use crate::simd::{Simd, prefetch};
 use half::f16;
 use std::marker::PhantomData;
@@ -158,8 +158,8 @@ impl<S: Simd, T: Format> TileKernel<S, ForBlocks<'_>> for Panels<T> {
 
     #[inline(always)]
     unsafe fn tile_rows<const R: usize>(tile: Tile<ForBlocks>) {
+        let panels = tile.strip::<R>();
         let Tile {
-            panels,
             steps,
             left: a,
             right,
@@ -172,7 +172,7 @@ impl<S: Simd, T: Format> TileKernel<S, ForBlocks<'_>> for Panels<T> {
         } = tile;
         let mut later = aside.panel.at_each_of(steps * T::GROUPS);
         let mut right = right.cast::<u8>();
-        for _ in 0..if R > STRIP_ROWS { 1 } else { panels } {
+        for _ in 0..panels {
             // SAFETY: by the contract of the trait.
             unsafe {
                 let mut sums = [[S::splat(0.0); 2]; R];
