@@ -125,6 +125,8 @@ pub(crate) struct Left {
 pub(crate) struct F32;
 /// Two bf16 a word.
 pub(crate) struct Bf16;
+/// One bf16 a word, as f32: what becomes of pairs that many rows multiply value by value.
+pub(crate) struct Widened;
 
 impl<S: Simd> Factor<S> for F32 {
     type Operand = S::V;
@@ -234,10 +236,7 @@ impl<S: Simd> Factor<S> for Bf16 {
             if S::PAIR_PARTS == 1 {
                 return <Bf16 as Factor<S>>::right_of_row(out, x, k);
             }
-            for_lanes!(S, k, |i, n| {
-                let x = S::round_bf16(row::load::<S>(x.add(i), n));
-                row::store::<S>(out.add(i).cast(), x, n);
-            });
+            Widened::of_row::<S>(out, x, k);
             if k % 2 == 1 {
                 *out.add(k) = 0;
             }
@@ -268,6 +267,78 @@ impl<S: Simd> Factor<S> for Bf16 {
     unsafe fn left_in_place(x: *mut f32, k: usize) {
         // SAFETY: as above; a vector is read before its words are written, which lie there or before.
         unsafe { <Bf16 as Factor<S>>::left_of_row(x.cast(), x, k) }
+    }
+    #[inline(always)]
+    unsafe fn round(x: S::V) -> S::V {
+        // SAFETY: as above.
+        unsafe { S::round_bf16(x) }
+    }
+}
+
+impl Widened {
+    /// `k` words from as many values.
+    #[inline(always)]
+    unsafe fn of_row<S: Simd>(out: *mut u32, x: *const f32, k: usize) {
+        // SAFETY: by the contract of the callers; `i + n <= k`.
+        unsafe {
+            for_lanes!(S, k, |i, n| {
+                let x = S::round_bf16(row::load::<S>(x.add(i), n));
+                row::store::<S>(out.add(i).cast(), x, n);
+            });
+        }
+    }
+}
+
+impl<S: Simd> Factor<S> for Widened {
+    type Operand = S::V;
+    const STEP: usize = 1;
+    const PARTS: usize = 1;
+
+    #[inline(always)]
+    unsafe fn load(p: *const u32, _: usize) -> S::V {
+        // SAFETY: by the contract of the trait (so for every block of this impl).
+        unsafe { S::load(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn splat(p: *const u32) -> S::V {
+        // SAFETY: as above.
+        unsafe { S::splat(*p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn madd(acc: S::V, a: S::V, b: S::V) -> S::V {
+        // SAFETY: as above.
+        unsafe { S::fma(a, b, acc) }
+    }
+    #[inline(always)]
+    unsafe fn right_of_row(out: *mut u32, x: *const f32, k: usize) {
+        // SAFETY: as above.
+        unsafe { Widened::of_row::<S>(out, x, k) }
+    }
+    #[inline(always)]
+    unsafe fn right_of_columns(out: *mut u32, first: *const f32, _: *const f32, width: usize) {
+        // SAFETY: as above.
+        unsafe { Widened::of_row::<S>(out, first, width) }
+    }
+    #[inline(always)]
+    unsafe fn left_of_row(out: *mut u32, x: *const f32, k: usize) {
+        // SAFETY: as above.
+        unsafe { Widened::of_row::<S>(out, x, k) }
+    }
+    #[inline(always)]
+    unsafe fn left_of_columns(
+        out: *mut u32,
+        _: usize,
+        first: *const f32,
+        _: *const f32,
+        width: usize,
+    ) {
+        // SAFETY: as above.
+        unsafe { Widened::of_row::<S>(out, first, width) }
+    }
+    #[inline(always)]
+    unsafe fn left_in_place(x: *mut f32, k: usize) {
+        // SAFETY: as above; each vector is read before it is written.
+        unsafe { Widened::of_row::<S>(x.cast(), x, k) }
     }
     #[inline(always)]
     unsafe fn round(x: S::V) -> S::V {

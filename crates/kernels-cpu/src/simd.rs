@@ -97,6 +97,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn round_bf16(v: Self::V) -> Self::V;
     /// The bits of `LANES` pairs of values that are bf16 already.
     unsafe fn zip_bf16(first: Self::V, second: Self::V) -> Self::V;
+    /// The reverse: the first values of `LANES` pairs, and the second.
+    unsafe fn unzip_bf16(pairs: Self::V) -> [Self::V; 2];
     /// `LANES` pairs, a value of each vector rounded to bf16, as [`Simd::dot_pairs`] multiplies them: where its
     /// instruction takes values below the normal range for zero, they may be zero here.
     #[inline(always)]

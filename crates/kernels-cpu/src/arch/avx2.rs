@@ -191,15 +191,19 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn load_pairs(p: *const bf16, part: usize) -> __m256 {
+    unsafe fn unzip_bf16(pairs: __m256) -> [__m256; 2] {
         // SAFETY: as above.
         unsafe {
-            let x = _mm256_loadu_si256(p.cast());
-            _mm256_castsi256_ps(match part {
-                0 => _mm256_slli_epi32::<16>(x),
-                _ => _mm256_and_si256(x, _mm256_set1_epi32(0xffff_0000_u32 as i32)),
-            })
+            let x = _mm256_castps_si256(pairs);
+            let first = _mm256_slli_epi32::<16>(x);
+            let second = _mm256_and_si256(x, _mm256_set1_epi32(0xffff_0000_u32 as i32));
+            [_mm256_castsi256_ps(first), _mm256_castsi256_ps(second)]
         }
+    }
+    #[inline(always)]
+    unsafe fn load_pairs(p: *const bf16, part: usize) -> __m256 {
+        // SAFETY: as above.
+        unsafe { Self::unzip_bf16(Self::load(p.cast()))[part] }
     }
     #[inline(always)]
     unsafe fn splat_pair(p: *const bf16) -> __m256 {

@@ -183,6 +183,14 @@ macro_rules! avx512 {
                     _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_castps_si512(second)))
                 }
             }
+            #[inline(always)]
+            unsafe fn unzip_bf16(pairs: __m512) -> [__m512; 2] {
+                // SAFETY: as above.
+                unsafe {
+                    let pairs = _mm512_castps_si512(pairs);
+                    [widened(pairs, 0), widened(pairs, 1)]
+                }
+            }
             $($more)*
             #[inline(always)]
             unsafe fn load_pairs(p: *const bf16, part: usize) -> $pairs {

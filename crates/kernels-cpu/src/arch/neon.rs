@@ -163,15 +163,18 @@ impl Simd for Neon {
         }
     }
     #[inline(always)]
-    unsafe fn load_pairs(p: *const bf16, part: usize) -> float32x4_t {
+    unsafe fn unzip_bf16(pairs: float32x4_t) -> [float32x4_t; 2] {
         // SAFETY: as above.
         unsafe {
-            let x = vreinterpretq_u32_u16(vld1q_u16(p.cast()));
-            vreinterpretq_f32_u32(match part {
-                0 => vshlq_n_u32::<16>(x),
-                _ => vandq_u32(x, vdupq_n_u32(0xffff_0000)),
-            })
+            let x = vreinterpretq_u32_f32(pairs);
+            let (first, second) = (vshlq_n_u32::<16>(x), vandq_u32(x, vdupq_n_u32(0xffff_0000)));
+            [vreinterpretq_f32_u32(first), vreinterpretq_f32_u32(second)]
         }
+    }
+    #[inline(always)]
+    unsafe fn load_pairs(p: *const bf16, part: usize) -> float32x4_t {
+        // SAFETY: as above.
+        unsafe { Self::unzip_bf16(Self::load(p.cast()))[part] }
     }
     #[inline(always)]
     unsafe fn splat_pair(p: *const bf16) -> float32x4_t {

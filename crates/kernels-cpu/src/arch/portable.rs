@@ -133,6 +133,12 @@ impl Simd for Portable {
         })
     }
     #[inline(always)]
+    unsafe fn unzip_bf16(pairs: Self::V) -> [Self::V; 2] {
+        let first = map(pairs, |x| f32::from_bits(x.to_bits() << 16));
+        let second = map(pairs, |x| f32::from_bits(x.to_bits() & 0xffff_0000));
+        [first, second]
+    }
+    #[inline(always)]
     unsafe fn load_pairs(p: *const bf16, part: usize) -> Self::P {
         // SAFETY: see above.
         std::array::from_fn(|i| unsafe { *p.add(2 * i + part) }.to_f32())

@@ -308,6 +308,9 @@ unsafe fn pairs<S: Simd>() {
         let mut out = vec![bf16::ZERO; 2 * S::LANES];
         S::store(out.as_mut_ptr().cast(), zipped);
         assert!(out == right, "{} zip_bf16", S::ISA.name());
+        let [unzipped_first, unzipped_second] = S::unzip_bf16(S::load(right.as_ptr().cast()));
+        assert_eq!(lanes::<S>(unzipped_first), first, "{}", S::ISA.name());
+        assert_eq!(lanes::<S>(unzipped_second), second, "{}", S::ISA.name());
     }
 }
 

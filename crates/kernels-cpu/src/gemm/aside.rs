@@ -23,8 +23,8 @@ pub(super) trait Aside: Copy {
     unsafe fn begin<S: Simd, F: Factor<S>>(&mut self, idx: usize, steps: usize) -> Piece;
 }
 
-/// Whether something can be done between steps. Where pairs are multiplied value by value, registers are short: one of
-/// the sums would live in memory, and the product take twice as long.
+/// Whether something can be done between steps. Where few rows multiply pairs value by value, registers are short: one
+/// of the sums would live in memory, and the product take twice as long.
 #[inline(always)]
 pub(super) const fn has_registers<S: Simd, F: Factor<S>>() -> bool {
     F::PARTS == 1
@@ -196,29 +196,32 @@ impl Done {
 /// Rows that are packed line by line: the whole cache lines of their packed words.
 pub(super) struct Packing<'a> {
     x: Rows<'a>,
-    /// The first row of x.
-    row: usize,
+    rows: Range<usize>,
     /// The first of the values of a row.
     column: usize,
-    /// Rows, and lines of each.
-    rows: usize,
+    /// Lines of a row, and values of each.
     lines: usize,
+    width: usize,
     /// Where the first row is packed; the others follow `stride` words apart.
     out: *mut u32,
     stride: usize,
     /// Lines that a tile packs.
     share: usize,
-    /// The line that is packed next, and the one a share after it, which is fetched.
+    /// How many rows after the one that is packed the one is that is fetched: no less than a tile packs.
+    ahead: usize,
     next: Cell<Line>,
-    fetched: Cell<Line>,
 }
 
-/// A cache line of packed words: its row, its place in the row, and where its values are.
+/// The line that is packed next.
 #[derive(Clone, Copy)]
 struct Line {
     row: usize,
-    idx: usize,
+    /// Lines of its row that are left, with this one. 0: all rows are packed.
+    left: usize,
     values: *const f32,
+    /// What is fetched meanwhile.
+    fetched: *const f32,
+    out: *mut u32,
 }
 
 impl<'a> Packing<'a> {
@@ -235,77 +238,77 @@ impl<'a> Packing<'a> {
         (out, stride): (*mut u32, usize),
         tiles: usize,
     ) -> Packing<'a> {
-        let none = Cell::new(Line {
-            row: 0,
-            idx: 0,
+        let share = (rows.len() * lines).div_ceil(tiles);
+        let none = Line {
+            row: rows.start,
+            left: 0,
             values: x.data.as_ptr(),
-        });
+            fetched: x.data.as_ptr(),
+            out,
+        };
         let packing = Packing {
             x,
-            row: rows.start,
+            rows: rows.clone(),
             column,
-            rows: if lines > 0 { rows.len() } else { 0 },
             lines,
+            width,
             out,
             stride,
-            share: (rows.len() * lines).div_ceil(tiles),
-            next: none.clone(),
-            fetched: none,
+            share,
+            ahead: share.div_ceil(lines.max(1)),
+            next: Cell::new(none),
         };
-        let (row, idx) = (packing.share / lines.max(1), packing.share % lines.max(1));
-        packing.next.set(packing.line(0, 0, width));
-        packing.fetched.set(packing.line(row, idx, width));
+        packing.next.set(packing.first_line(rows.start));
         packing
     }
 
-    /// Line `idx` of a row, if there is one.
+    /// The first line of a row of x.
     #[inline(always)]
-    fn line(&self, row: usize, idx: usize, width: usize) -> Line {
-        let values = match row < self.rows {
-            true => &self.x.row(self.row + row)[self.column..][..self.lines * width][idx * width..],
+    fn first_line(&self, row: usize) -> Line {
+        let values = |row: usize| match row < self.rows.end {
+            true => &self.x.row(row)[self.column..][..self.lines * self.width],
             false => &[],
         };
-        let values = values.as_ptr();
-        Line { row, idx, values }
-    }
-
-    /// The line after one.
-    #[inline(always)]
-    fn after(&self, line: Line, width: usize) -> Line {
-        if line.idx + 1 == self.lines {
-            return self.line(line.row + 1, 0, width);
-        }
+        let at = (row - self.rows.start) * self.stride;
         Line {
-            row: line.row,
-            idx: line.idx + 1,
-            values: line.values.wrapping_add(width),
+            row,
+            left: values(row).len() / self.width,
+            values: values(row).as_ptr(),
+            fetched: values(row + self.ahead).as_ptr(),
+            out: self.out.wrapping_add(at),
         }
     }
 
     /// Packs a line, if one is left.
     #[inline(always)]
     fn pack_line<S: Simd, F: Factor<S>>(&self) {
-        let (line, fetched) = (self.next.get(), self.fetched.get());
-        if line.row >= self.rows {
+        let line = self.next.get();
+        if line.left == 0 {
             return;
         }
         let width = LINE * F::STEP / F::PARTS;
-        // SAFETY: the line is one of those that `out` has room for; its values are of a row, by `line`.
-        unsafe {
-            let out = self.out.add(line.row * self.stride + line.idx * LINE);
-            F::left_of_row(out, line.values, width);
-        }
+        // SAFETY: `out` has room for the line; its values are of a row, by `first_line`.
+        unsafe { F::left_of_row(line.out, line.values, width) };
         for at in (0..width).step_by(LINE) {
-            prefetch(fetched.values.wrapping_add(at));
+            prefetch(line.fetched.wrapping_add(at));
         }
-        self.next.set(self.after(line, width));
-        self.fetched.set(self.after(fetched, width));
+        self.next.set(if line.left == 1 {
+            self.first_line(line.row + 1)
+        } else {
+            Line {
+                row: line.row,
+                left: line.left - 1,
+                values: line.values.wrapping_add(width),
+                fetched: line.fetched.wrapping_add(width),
+                out: line.out.wrapping_add(LINE),
+            }
+        });
     }
 
     /// Whether no line is left.
     #[inline(always)]
     pub(super) fn is_done(&self) -> bool {
-        self.next.get().row >= self.rows
+        self.next.get().left == 0
     }
 }
 

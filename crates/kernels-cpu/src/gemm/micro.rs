@@ -1,8 +1,9 @@
 //! The register tile: some rows by two vectors of columns, over a stretch of the depth; and its kernel for
 //! factors that are floats.
 
-use super::aside::{Aside, Done, ForBlocks, has_registers};
-use crate::factor::{Factor, Left};
+use super::aside::{Aside, Done, ForBlocks};
+use super::plan::WIDE_ROWS;
+use crate::factor::{Factor, Left, Widened};
 use crate::simd::Simd;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
@@ -53,7 +54,8 @@ pub(super) trait Kernel: Copy {
     }
 }
 
-/// The product with panels of floats.
+/// The product with panels of floats. Pairs that have no instruction of their own are widened for many rows: then they
+/// are multiplied as f32 are, each value once.
 pub(super) struct Floats<S, F>(PhantomData<(S, F)>);
 
 impl<S, F> Floats<S, F> {
@@ -74,7 +76,7 @@ impl<S, F> Copy for Floats<S, F> {}
 impl<S: Simd, F: Factor<S>> Kernel for Floats<S, F> {
     #[inline(always)]
     fn rows(self) -> usize {
-        S::TILE_ROWS
+        <Self as TileKernel<S, ForBlocks>>::ROWS
     }
     #[inline(always)]
     fn depth(self) -> usize {
@@ -95,10 +97,11 @@ impl<S: Simd, F: Factor<S>> Kernel for Floats<S, F> {
         48 << 10
     }
     // Each tile reads the panel again, and a second-level cache is fast enough for that: a step takes a tile 7 to
-    // 14 cycles, and is two lines of it. So passes are deep.
+    // 14 cycles, and is two lines of it. So passes are deep, but where panels are widened: what is written there
+    // stays in the first level.
     #[inline(always)]
     fn pass_words(self) -> usize {
-        32 << 10
+        if F::PARTS == 1 { 32 << 10 } else { 8 << 10 }
     }
     #[inline(always)]
     unsafe fn left_of_row(self, out: *mut u32, x: *const f32, k: usize) {
@@ -107,7 +110,7 @@ impl<S: Simd, F: Factor<S>> Kernel for Floats<S, F> {
     }
     #[inline(always)]
     fn works_aside(self) -> bool {
-        has_registers::<S, F>()
+        true
     }
     #[inline(always)]
     unsafe fn tile(self, t: Tile<ForBlocks>) {
@@ -118,6 +121,39 @@ impl<S: Simd, F: Factor<S>> Kernel for Floats<S, F> {
     unsafe fn move_done(self, done: Done) {
         // SAFETY: as above.
         unsafe { done.move_all::<S>() }
+    }
+    #[inline(always)]
+    fn wide_rows(self) -> usize {
+        S::TILE_ROWS
+    }
+    #[inline(always)]
+    fn wide_words(self) -> usize {
+        if F::PARTS == 1 {
+            0
+        } else {
+            F::PARTS * self.right_words()
+        }
+    }
+    #[inline(always)]
+    unsafe fn widen(self, out: *mut u32, right: *const u32, steps: usize) -> usize {
+        // SAFETY: as above; a step of pairs becomes two.
+        unsafe {
+            for step in 0..steps {
+                let from = right.add(step * self.right_words()).cast::<f32>();
+                let to = out.add(step * self.wide_words()).cast::<f32>();
+                for at in [0, S::LANES] {
+                    let [first, second] = S::unzip_bf16(S::load(from.add(at)));
+                    S::store(to.add(at), first);
+                    S::store(to.add(2 * S::LANES + at), second);
+                }
+            }
+        }
+        F::PARTS * steps
+    }
+    #[inline(always)]
+    unsafe fn wide_tile(self, t: Tile<ForBlocks>) {
+        // SAFETY: as above.
+        unsafe { tile::<S, Floats<S, Widened>, _>(t) }
     }
 }
 
@@ -237,7 +273,11 @@ unsafe fn whole_tile<S: Simd, K: TileKernel<S, A>, A>(tile: Tile<A>) {
 
 // The loops over rows must all unroll, or the sums live in memory: their bodies are kept small.
 impl<S: Simd, F: Factor<S>, A: Aside> TileKernel<S, A> for Floats<S, F> {
-    const ROWS: usize = S::TILE_ROWS;
+    const ROWS: usize = if F::PARTS > 1 && S::TILE_ROWS >= WIDE_ROWS {
+        WIDE_ROWS - 1
+    } else {
+        S::TILE_ROWS
+    };
 
     #[inline(always)]
     unsafe fn tile_rows<const R: usize>(tile: Tile<A>) {

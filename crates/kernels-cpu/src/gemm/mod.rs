@@ -5,7 +5,8 @@
 //!
 //! The right operand lies in panels of two vectors' width, `[k][NR]` (f32), `[k/2][NR][2]` (bf16
 //! pairs, an odd last value with zero) or blocks of integers ([`blocks`]); it is packed once and used for
-//! many rows. Rows of the left one are gathered and rounded on the fly, a block at a time, into scratch that
+//! many rows. Blocks, and pairs that have no instruction of their own, are made wide for many rows, a stretch of a
+//! panel at a time. Rows of the left one are gathered and rounded on the fly, a block at a time, into scratch that
 //! each thread keeps. bf16 factors are rounded to nearest even; sums are f32.
 //!
 //! Every element of the result is one chain of multiply-adds over k in ascending order (pairs of k for

@@ -6,7 +6,7 @@ use crate::pool::part;
 use std::ops::Range;
 
 /// Rows from which on it pays to make a panel wide first.
-const WIDE_ROWS: usize = 7;
+pub(super) const WIDE_ROWS: usize = 7;
 
 /// Rows that are packed together, over a stretch of the depth.
 #[derive(Clone, Debug, PartialEq, Eq)]

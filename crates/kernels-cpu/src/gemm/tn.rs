@@ -9,7 +9,7 @@
 use super::aside::{ForRows, Output, Values};
 use super::left::{Rows, Scratch};
 use super::micro::{self, Chain, Floats, Tile};
-use crate::factor::{Factor, LINE, Left, dispatch_factors, lanes};
+use crate::factor::{Factor, LINE, Left, Widened, dispatch_factors, lanes};
 use crate::pool::{SharedMut, part};
 use crate::simd::Simd;
 use crate::{Compute, Cpu, Isa};
@@ -122,7 +122,7 @@ fn group_tn(
     dispatch_factors!(
         isa,
         compute,
-        group_tn_in(
+        group_tn_of(
             c: SharedMut<f32>,
             a: Rows,
             b: Rows,
@@ -131,6 +131,26 @@ fn group_tn(
             panels: Range<usize>,
         )
     );
+}
+
+/// Both sides are packed for this product alone: pairs that would be multiplied value by value are not made.
+#[inline(always)]
+unsafe fn group_tn_of<S: Simd, F: Factor<S>>(
+    c: SharedMut<f32>,
+    a: Rows,
+    b: Rows,
+    rows: Range<usize>,
+    cols: Range<usize>,
+    panels: Range<usize>,
+) {
+    // SAFETY: forwarded to the caller.
+    unsafe {
+        if F::PARTS == 1 {
+            group_tn_in::<S, F>(c, a, b, rows, cols, panels);
+        } else {
+            group_tn_in::<S, Widened>(c, a, b, rows, cols, panels);
+        }
+    }
 }
 
 #[inline(always)]
@@ -143,7 +163,7 @@ unsafe fn group_tn_in<S: Simd, F: Factor<S>>(
     panels: Range<usize>,
 ) {
     let (nr, most) = (2 * S::LANES, stretch_steps::<S>());
-    let (tile_words, panel_words) = (most * F::PARTS * S::TILE_ROWS, most * nr);
+    let (tile_words, panel_words) = (most * S::TILE_ROWS, most * nr);
     let (left_tiles, right_panels) = (LEFT_WORDS / tile_words, RIGHT_WORDS / panel_words);
     let tiles = 0..cols.len().div_ceil(S::TILE_ROWS);
     let left_blocks = tiles.len().div_ceil(left_tiles);
@@ -236,7 +256,7 @@ unsafe fn packed_times<S: Simd, F: Factor<S>>(
     let tiles = cols.len().div_ceil(S::TILE_ROWS) * panels.len();
     let (nr, side) = (2 * S::LANES, SIDE * S::TILE_ROWS);
     for (tile, col) in cols.clone().step_by(S::TILE_ROWS).enumerate() {
-        let group = tile / SIDE * apart(side * steps * F::PARTS);
+        let group = tile / SIDE * apart(side * steps);
         for panel in panels.clone() {
             // SAFETY: forwarded to the caller.
             unsafe {
@@ -328,8 +348,7 @@ unsafe fn pack_right<S: Simd, F: Factor<S>>(
     }
 }
 
-/// Columns `cols` of the rows in `stretch` as tiles, each `[step][part][column]`; what the last lacks is
-/// left as it is.
+/// Columns `cols` of the rows in `stretch` as tiles, each `[step][column]`; what the last lacks is left as it is.
 #[inline(always)]
 unsafe fn pack_left<S: Simd, F: Factor<S>>(
     out: *mut u32,
@@ -345,8 +364,7 @@ unsafe fn pack_left<S: Simd, F: Factor<S>>(
             let at = group * width;
             // SAFETY: the rows were sliced to `cols`; `out` has room by the contract of this function.
             unsafe {
-                let out =
-                    out.add(group * apart(width * steps * F::PARTS) + step * F::PARTS * width);
+                let out = out.add(group * apart(width * steps) + step * width);
                 let (first, second) = (first.add(at), after(second, at));
                 if group < whole {
                     F::left_of_columns(out, width, first, second, width);
