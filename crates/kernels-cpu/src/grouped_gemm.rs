@@ -6,7 +6,9 @@
 //! Rows are sorted by group. They may be read through an index, so that the permuted input is never
 //! written out. Groups may be empty. The bits of a row are those of `gemm::matmul`.
 
-use crate::gemm::{Next, Packed, Packer, Rows, block_rows, first_chain, groups_tn, rows_times};
+use crate::gemm::{
+    Half, Next, Packed, Packer, Rows, block_rows, first_chain, groups_tn, rows_times,
+};
 use crate::pool::{SharedMut, part};
 use crate::{Compute, Cpu, Store};
 use std::ops::Range;
@@ -126,7 +128,7 @@ pub fn grouped_matmul_tn(
         width: q,
     };
     let rows = |e: usize| offsets[e] as usize..offsets[e + 1] as usize;
-    groups_tn(cpu, compute, c, a, b, groups, rows);
+    groups_tn(cpu, compute, c, a, b, groups, Half::Both, rows);
 }
 
 fn check(offsets: &[u32], groups: usize) {

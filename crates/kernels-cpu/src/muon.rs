@@ -7,7 +7,7 @@
 //! Source: Jordan et al. 2024 (Muon); Liu et al. 2025, arXiv 2502.16982, sections 2.1-2.2 for the update's
 //! scale. Each matrix is computed whole by one thread, so the bits do not depend on their number.
 
-use crate::gemm::{Packed, matmul, matmul_tn};
+use crate::gemm::{self, Packed, matmul, matmul_symmetric};
 use crate::row::{for_lanes, load, store};
 use crate::simd::Simd;
 use crate::{Compute, Cpu, Isa, Store, elementwise};
@@ -138,10 +138,9 @@ impl Work {
             std::mem::swap(x, u);
         }
         for _ in 0..steps {
-            gram.fill(0.0);
-            matmul_tn(cpu, Compute::F32, gram, x, x, l);
+            gemm::gram(cpu, Compute::F32, gram, x, l);
             packed.pack_transposed(cpu, gram);
-            matmul(cpu, square, gram, packed, Store::Overwrite);
+            matmul_symmetric(cpu, square, gram, packed);
             let (p, g) = (&mut square[..], &gram[..]);
             dispatch!(isa, polynomial_in(p: &mut [f32], g: &[f32]));
             for i in 0..s {

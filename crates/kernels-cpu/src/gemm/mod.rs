@@ -2,6 +2,7 @@
 //!
 //! matmul     y (m, n) = x (m, k) B           B packed from W (n, k) or (k, n)
 //! matmul_tn  c (p, q) += a (m, p)^T b (m, q)
+//! and those that are known to be symmetric ([`symmetric`])
 //!
 //! The right operand lies in panels of two vectors' width, `[k][NR]` (f32), `[k/2][NR][2]` (bf16
 //! pairs, an odd last value with zero) or blocks of integers ([`blocks`]); it is packed once and used for
@@ -24,6 +25,7 @@ mod left;
 mod micro;
 mod pack;
 mod plan;
+mod symmetric;
 #[cfg(test)]
 mod tests;
 mod tn;
@@ -31,8 +33,9 @@ mod tn;
 pub use blocks::Activations;
 pub(crate) use left::{Packer, Rows};
 pub use pack::{Packed, Stored};
-pub(crate) use tn::groups_tn;
+pub use symmetric::{gram, matmul_symmetric};
 pub use tn::matmul_tn;
+pub(crate) use tn::{Half, groups_tn};
 
 use crate::factor::{Factor, LINE, Left, dispatch_factors};
 use crate::pool::{SharedMut, part};

@@ -46,7 +46,15 @@ pub fn matmul_tn(cpu: &Cpu, compute: Compute, c: &mut [f32], a: &[f32], b: &[f32
         gather: None,
         width: q,
     };
-    groups_tn(cpu, compute, c, a, b, 1, |_| 0..m);
+    groups_tn(cpu, compute, c, a, b, 1, Half::Both, |_| 0..m);
+}
+
+/// What is computed of a group's c.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Half {
+    Both,
+    /// No less than what is on the diagonal and below it.
+    Lower,
 }
 
 /// `c[e]` (p, q) += the product over `rows(e)`, for each of `groups` groups.
@@ -60,6 +68,7 @@ pub(crate) fn groups_tn(
     a: Rows,
     b: Rows,
     groups: usize,
+    half: Half,
     rows: impl Fn(usize) -> Range<usize> + Sync,
 ) {
     let (p, q, isa) = (a.width, b.width, cpu.isa());
@@ -90,7 +99,7 @@ pub(crate) fn groups_tn(
             done += rows.len() * p;
             if !rows.is_empty() && !cols.is_empty() && !panels.is_empty() {
                 let c = out.offset(e * p * q);
-                group_tn(isa, compute, c, a, b, rows, cols, panels.clone());
+                group_tn(isa, compute, c, a, b, half, rows, cols, panels.clone());
             }
         }
     });
@@ -115,6 +124,7 @@ fn group_tn(
     c: SharedMut<f32>,
     a: Rows,
     b: Rows,
+    half: Half,
     rows: Range<usize>,
     cols: Range<usize>,
     panels: Range<usize>,
@@ -126,6 +136,7 @@ fn group_tn(
             c: SharedMut<f32>,
             a: Rows,
             b: Rows,
+            half: Half,
             rows: Range<usize>,
             cols: Range<usize>,
             panels: Range<usize>,
@@ -139,6 +150,7 @@ unsafe fn group_tn_of<S: Simd, F: Factor<S>>(
     c: SharedMut<f32>,
     a: Rows,
     b: Rows,
+    half: Half,
     rows: Range<usize>,
     cols: Range<usize>,
     panels: Range<usize>,
@@ -146,9 +158,9 @@ unsafe fn group_tn_of<S: Simd, F: Factor<S>>(
     // SAFETY: forwarded to the caller.
     unsafe {
         if F::PARTS == 1 {
-            group_tn_in::<S, F>(c, a, b, rows, cols, panels);
+            group_tn_in::<S, F>(c, a, b, half, rows, cols, panels);
         } else {
-            group_tn_in::<S, Widened>(c, a, b, rows, cols, panels);
+            group_tn_in::<S, Widened>(c, a, b, half, rows, cols, panels);
         }
     }
 }
@@ -158,6 +170,7 @@ unsafe fn group_tn_in<S: Simd, F: Factor<S>>(
     c: SharedMut<f32>,
     a: Rows,
     b: Rows,
+    half: Half,
     rows: Range<usize>,
     cols: Range<usize>,
     panels: Range<usize>,
@@ -212,7 +225,9 @@ unsafe fn group_tn_in<S: Simd, F: Factor<S>>(
                         pack_right::<S, F>(right, b, &stretch, columns_of_b(j));
                     }
                     let steps = stretch.len().div_ceil(F::STEP);
-                    packed_times::<S, F>(c, b.width, left, right, steps, &cols, &panels, &later);
+                    packed_times::<S, F>(
+                        c, half, b.width, left, right, steps, &cols, &panels, &later,
+                    );
                 }
             }
         }
@@ -245,6 +260,7 @@ const fn apart(words: usize) -> usize {
 #[inline(always)]
 unsafe fn packed_times<S: Simd, F: Factor<S>>(
     c: SharedMut<f32>,
+    half: Half,
     q: usize,
     left: *const u32,
     right: *const u32,
@@ -258,6 +274,9 @@ unsafe fn packed_times<S: Simd, F: Factor<S>>(
     for (tile, col) in cols.clone().step_by(S::TILE_ROWS).enumerate() {
         let group = tile / SIDE * apart(side * steps);
         for panel in panels.clone() {
+            if half == Half::Lower && panel * nr >= col + S::TILE_ROWS {
+                break;
+            }
             // SAFETY: forwarded to the caller.
             unsafe {
                 let right = right.add((panel - panels.start) * apart(nr * steps));
