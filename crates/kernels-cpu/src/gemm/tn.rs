@@ -1,8 +1,8 @@
 //! The gradient of weights: c (p, q) += a (m, p)^T b (m, q), summed over rows in their order; and the
 //! same for groups of rows, each with its own c.
 //!
-//! Rows are taken in stretches of [`stretch_steps`] steps (one row in f32, two in bf16) from the first row of the
-//! group; the sum of a stretch is one chain from zero, in the order of the rows, and is added to c once.
+//! Rows are taken in stretches of [`stretch_steps`] steps (one row; two where pairs of bf16 have an instruction) from
+//! the first row of the group; the sum of a stretch is one chain from zero, in the order of the rows, and is added to c once.
 //! Both sides are packed as they are read: some tiles of a and some panels of b at a time. Then each tile meets all
 //! these panels.
 
