@@ -79,7 +79,8 @@ impl Isa {
             .into_iter()
             .filter(|isa| isa.is_available())
             .collect();
-        if isas[0] == Isa::Avx512Bf16 && !bf16_products_are_fast() {
+        // AMD's dot products of bf16 do twice as much as multiply-adds of f32, Intel's less (docs/LOG.md).
+        if isas[0] == Isa::Avx512Bf16 && !is_amd() {
             isas.swap(0, 1);
         }
         isas
@@ -91,17 +92,20 @@ impl Isa {
     }
 }
 
-/// Whether the dot products of bf16 do more than multiply-adds of f32: on AMD's processors twice as much, on
-/// Intel's less (docs/LOG.md). By the maker and not by a clock, so that a machine always computes the same
-/// bits.
-fn bf16_products_are_fast() -> bool {
+/// Whether AMD made this processor. What is fast is chosen by the maker and not by a clock, so that a machine always
+/// computes the same bits.
+pub(crate) fn is_amd() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
-        let cpuid = std::arch::x86_64::__cpuid(0);
-        [cpuid.ebx, cpuid.edx, cpuid.ecx]
-            .map(u32::to_le_bytes)
-            .as_flattened()
-            == b"AuthenticAMD"
+        // A hypervisor may take microseconds to answer.
+        static IS_AMD: std::sync::LazyLock<bool> = std::sync::LazyLock::new(|| {
+            let cpuid = std::arch::x86_64::__cpuid(0);
+            [cpuid.ebx, cpuid.edx, cpuid.ecx]
+                .map(u32::to_le_bytes)
+                .as_flattened()
+                == b"AuthenticAMD"
+        });
+        *IS_AMD
     }
     #[cfg(not(target_arch = "x86_64"))]
     false

@@ -4,6 +4,7 @@ use super::{Activations, Format, GROUP, group_bytes, head_bytes, tile_rows};
 use crate::Isa;
 use crate::gemm::aside::ForBlocks;
 use crate::gemm::micro::{Chain, Tile, TileKernel};
+use crate::isa::is_amd;
 use crate::simd::{Simd, prefetch};
 use half::f16;
 use std::marker::PhantomData;
@@ -32,10 +33,11 @@ const fn ahead<T: Format>() -> usize {
     (16 << 10) / T::VECTORS
 }
 
-/// Whether `rows` rows fetch groups ahead. One row of whole bytes takes so few instructions that the processor itself
-/// looks far enough ahead.
-const fn fetches<T: Format>(rows: usize) -> bool {
-    rows > 1 || T::VECTORS < GROUP / 4
+/// Whether `rows` rows fetch groups ahead. One row of whole bytes takes so few instructions that AMD's processors look
+/// far enough ahead themselves, and Intel's do not (docs/LOG.md); a panel that was made wide is in the cache.
+#[inline(always)]
+fn fetches<T: Format>(rows: usize) -> bool {
+    rows > 1 || T::VECTORS < GROUP / 4 || (!T::IS_WIDE && !is_amd())
 }
 
 const GROUP_WORDS: usize = size_of::<Group>() / 4;
@@ -170,6 +172,7 @@ impl<S: Simd, T: Format> TileKernel<S, ForBlocks<'_>> for Panels<T> {
             aside,
             ..
         } = tile;
+        let fetches = fetches::<T>(R);
         let mut later = aside.panel.at_each_of(steps * T::GROUPS);
         let mut right = right.cast::<u8>();
         for _ in 0..panels {
@@ -189,7 +192,7 @@ impl<S: Simd, T: Format> TileKernel<S, ForBlocks<'_>> for Panels<T> {
                     for _ in 0..T::GROUPS {
                         if R > FEW_ROWS {
                             later.step::<2>();
-                        } else if fetches::<T>(R) {
+                        } else if fetches {
                             for line in (0..group_bytes::<T>(S::LANES)).step_by(64) {
                                 prefetch(right.wrapping_add(ahead::<T>() + line));
                             }
