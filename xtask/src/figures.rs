@@ -1,8 +1,8 @@
 //! `cargo xtask figures`: the README's block of measured figures, from the newest results under bench/results.
 //!
-//! Of each part of a measurement (training, prefill, ...) the newest file counts that has it with enough rounds, so
-//! that one part can be measured again alone; the block names every file's machine and date. `cargo xtask tidy`
-//! fails where the block is not what the results give.
+//! Each processor has its own tables. Of each part of a measurement (training, prefill, ...) the newest file of this
+//! processor counts that has it with enough rounds, so that one part can be measured again alone; the block names every
+//! file's machine and date. `cargo xtask tidy` fails where the block is not what the results give.
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -98,7 +98,7 @@ impl<'a> Part<'a> {
     }
 
     /// From the newest file that has the part with enough rounds.
-    fn newest(results: &'a [Value], name: &'static str) -> Option<Part<'a>> {
+    fn newest(results: &[&'a Value], name: &'static str) -> Option<Part<'a>> {
         let is_measured = |of: &&Value| {
             let mut rounds = Part::figures(of, name).map(|figure| figure["rounds"].as_u64());
             let first = rounds.next();
@@ -108,7 +108,7 @@ impl<'a> Part<'a> {
                     .all(|n| n >= Some(MIN_ROUNDS))
             })
         };
-        let of = results.iter().find(is_measured)?;
+        let of = results.iter().copied().find(is_measured)?;
         Some(Part { name, of })
     }
 
@@ -118,19 +118,56 @@ impl<'a> Part<'a> {
 }
 
 fn render(results: &[Value]) -> String {
-    let parts: Vec<Part> = PARTS
+    let machines = by_processor(results);
+    let measured: Vec<Vec<Part>> = machines
         .iter()
-        .filter_map(|name| Part::newest(results, name))
+        .map(|of| {
+            PARTS
+                .iter()
+                .filter_map(|name| Part::newest(of, name))
+                .collect()
+        })
+        .filter(|parts: &Vec<Part>| !parts.is_empty())
         .collect();
-    if parts.is_empty() {
+    if measured.is_empty() {
         return "\nNo measurement of enough rounds has been kept yet; [bench/README.md](bench/README.md) says how to make one.\n\n"
             .to_owned();
     }
+    let mut text = "\nMedians of alternating rounds in one run; [bench/README.md](bench/README.md) says what each figure is, what has to hold, and how to repeat it.\n\n".to_owned();
+    for parts in &measured {
+        if measured.len() > 1 {
+            text.push_str(&format!("### {}\n\n", processor(parts[0].of)));
+        }
+        text.push_str(&of_one_processor(parts));
+    }
+    text
+}
+
+/// The results of each processor, that of the newest first.
+fn by_processor(results: &[Value]) -> Vec<Vec<&Value>> {
+    let mut machines: Vec<Vec<&Value>> = Vec::new();
+    for of in results {
+        match machines
+            .iter_mut()
+            .find(|all| processor(all[0]) == processor(of))
+        {
+            Some(all) => all.push(of),
+            None => machines.push(vec![of]),
+        }
+    }
+    machines
+}
+
+fn processor(of: &Value) -> &str {
+    of["machine"]["processor"].as_str().unwrap_or("unknown")
+}
+
+fn of_one_processor(parts: &[Part]) -> String {
     let types = ["Q8_0", "Q4_0", "Q4_K", "BF16"];
     let of_types = |pattern: &str| types.map(|t| pattern.replace('*', &t.to_lowercase()));
     let tables = [
         table(
-            &parts,
+            parts,
             "a random model of 1.24 B parameters",
             &types,
             &[
@@ -157,7 +194,7 @@ fn render(results: &[Value]) -> String {
             ],
         ),
         table(
-            &parts,
+            parts,
             "training of 37 M parameters in bf16",
             &["AdamW", "Muon"],
             &[
@@ -176,7 +213,7 @@ fn render(results: &[Value]) -> String {
             ],
         ),
         table(
-            &parts,
+            parts,
             "products, of the measured peak",
             &["f32", "bf16", "int8 (Q8_0)"],
             &[
@@ -201,12 +238,12 @@ fn render(results: &[Value]) -> String {
             ],
         ),
     ];
-    let mut text = format!("\n{}\n\n", sources(&parts));
+    let mut text = format!("{}\n\n", sources(parts));
     for table in tables.iter().filter(|table| !table.is_empty()) {
         text.push_str(&format!("{table}\n"));
     }
-    text.push_str(&guessing(&parts));
-    text.push_str(&growth(&parts));
+    text.push_str(&guessing(parts));
+    text.push_str(&growth(parts));
     text
 }
 
@@ -274,17 +311,14 @@ fn sources(parts: &[Part]) -> String {
         };
         format!(
             "{of_parts}{}, {} threads of {}, {}{beside}.",
-            text(&machine["processor"]),
+            processor(file),
             machine["threads"],
             text(&machine["isa"]),
             text(&file["date"]),
         )
     };
     let lines: Vec<String> = files.iter().map(line).collect();
-    format!(
-        "{}\nMedians of alternating rounds in one run; [bench/README.md](bench/README.md) says what each figure is, what has to hold, and how to repeat it.",
-        lines.join("\n")
-    )
+    lines.join("\n")
 }
 
 fn guessing(parts: &[Part]) -> String {
@@ -352,9 +386,30 @@ mod tests {
         assert!(!block.contains("Muon"), "a table without figures: {block}");
         let one = render(&results[2..]);
         assert!(
-            one.contains("\nA Processor, 2 threads of avx512, 1,"),
+            one.contains("\nA Processor, 2 threads of avx512, 1,") && !one.contains("###"),
             "{one}"
         );
+    }
+
+    #[test]
+    fn each_processor_has_its_own_figures() {
+        let of = |date, processor: &str, value| {
+            let mut told = file(date, json!([figure("decode/q8_0/16", "ratio", value, 5)]));
+            told["machine"]["processor"] = json!(processor);
+            told
+        };
+        let block = render(&[
+            of("3", "One", 3.0),
+            of("2", "Other", 2.0),
+            of("1", "One", 1.0),
+        ]);
+        let (one, other) = block.split_once("### Other").expect("a heading for each");
+        assert!(
+            one.contains("### One") && one.contains("| 3.00 |"),
+            "{block}"
+        );
+        assert!(other.contains("| 2.00 |"), "{block}");
+        assert!(!block.contains("1.00"), "an older figure: {block}");
     }
 
     #[test]

@@ -21,6 +21,15 @@ pub(crate) struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
+    /// All rows, `width` values each, one after another.
+    pub(crate) fn in_order(data: &'a [f32], width: usize) -> Rows<'a> {
+        Rows {
+            data,
+            gather: None,
+            width,
+        }
+    }
+
     #[inline(always)]
     pub(super) fn row(self, i: usize) -> &'a [f32] {
         let row = match self.gather {

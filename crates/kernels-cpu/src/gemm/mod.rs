@@ -55,11 +55,7 @@ pub fn matmul(cpu: &Cpu, y: &mut [f32], x: &[f32], b: &Packed, store: Store) {
     assert_eq!(y.len(), m * b.n(), "matmul: y is not (m, n)");
     let (isa, threads) = (cpu.isa(), cpu.pool.threads());
     let (first, out) = (first_chain(y, store), SharedMut::new(y));
-    let x = Rows {
-        data: x,
-        gather: None,
-        width: b.k(),
-    };
+    let x = Rows::in_order(x, b.k());
     // Few rows: each thread reads its own panels once, instead of all threads all panels.
     let packer = || Packer::new(x);
     if m >= 16 * threads {

@@ -18,11 +18,7 @@ const BLOCK: usize = 96;
 pub fn gram(cpu: &Cpu, compute: Compute, c: &mut [f32], x: &[f32], m: usize) {
     let n = side(c);
     assert_eq!(x.len(), m * n, "gram: x is not (m, n)");
-    let x = Rows {
-        data: x,
-        gather: None,
-        width: n,
-    };
+    let x = Rows::in_order(x, n);
     c.fill(0.0);
     groups_tn(cpu, compute, c, x, x, 1, Half::Lower, |_| 0..m);
     mirror(c, n);
@@ -34,11 +30,7 @@ pub fn matmul_symmetric(cpu: &Cpu, y: &mut [f32], x: &[f32], b: &Packed) {
     assert_eq!(b.k(), n, "matmul_symmetric: the matrix is not square");
     assert_eq!(x.len(), n * n, "matmul_symmetric: x is not (n, n)");
     assert_eq!(y.len(), n * n, "matmul_symmetric: y is not (n, n)");
-    let x = Rows {
-        data: x,
-        gather: None,
-        width: n,
-    };
+    let x = Rows::in_order(x, n);
     let block = |idx: usize| -> Range<usize> { idx * BLOCK..n.min((idx + 1) * BLOCK) };
     let (count, out, pool) = (n.div_ceil(BLOCK), SharedMut::new(y), &cpu.pool);
     pool.for_each_with(count, &|| Packer::new(x), &|packer, idx| {

@@ -36,16 +36,8 @@ pub fn matmul_tn(cpu: &Cpu, compute: Compute, c: &mut [f32], a: &[f32], b: &[f32
     let (p, q) = (a.len() / m, b.len() / m);
     assert_eq!(a.len(), m * p, "matmul_tn: a is not (m, p)");
     assert_eq!(b.len(), m * q, "matmul_tn: b is not (m, q)");
-    let a = Rows {
-        data: a,
-        gather: None,
-        width: p,
-    };
-    let b = Rows {
-        data: b,
-        gather: None,
-        width: q,
-    };
+    let a = Rows::in_order(a, p);
+    let b = Rows::in_order(b, q);
     groups_tn(cpu, compute, c, a, b, 1, Half::Both, |_| 0..m);
 }
 
