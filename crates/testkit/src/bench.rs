@@ -5,7 +5,7 @@
 //! timed on cold operands (a buffer larger than the caches is swept between runs), one bound by
 //! arithmetic on warm ones, as in the middle of a training step.
 //!
-//! A processor changes its frequency by some per cent, and another program's load its own, within a second. So an op
+//! A processor changes its frequency by some per cent within a second. So an op
 //! bound by arithmetic is timed in turns with the loop of its peak, which runs for as long as the op did. Each run is
 //! compared with the better of the loop's runs just before and just after it, and the median of these shares counts.
 //! The loop itself, measured that way, has 99.3 to 99.8 % of its peak; beside the best that it reached at any time,

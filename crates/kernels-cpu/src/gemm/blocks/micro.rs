@@ -34,7 +34,8 @@ const fn ahead<T: Format>() -> usize {
 }
 
 /// Whether `rows` rows fetch groups ahead. One row of whole bytes takes so few instructions that AMD's processors look
-/// far enough ahead themselves, and Intel's do not (docs/LOG.md); a panel that was made wide is in the cache.
+/// far enough ahead themselves; Intel's do not (docs/LOG.md), and others were not measured. A panel that was made wide
+/// is in the cache.
 #[inline(always)]
 fn fetches<T: Format>(rows: usize) -> bool {
     rows > 1 || T::VECTORS < GROUP / 4 || (!T::IS_WIDE && !is_amd())
