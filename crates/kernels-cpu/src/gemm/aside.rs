@@ -12,15 +12,15 @@ use crate::simd::{Simd, prefetch};
 use std::cell::Cell;
 use std::ops::Range;
 
-/// What a tile does aside. Its steps are cut into parts, and before each part one thing is done.
+/// What a tile does aside. Its steps are cut into parts, and before each part one thing of each kind is done.
 pub(super) trait Aside: Copy {
     /// Into how many parts `steps` steps are cut, at least one.
-    fn cut<S: Simd, F: Factor<S>>(&mut self, steps: usize) -> usize;
+    fn start<S: Simd, F: Factor<S>>(&mut self, steps: usize) -> usize;
     /// Does what comes before part `idx`, which has `steps` steps, and returns what is fetched at each of them.
     ///
     /// # Safety
-    /// By the contract of [`Done`].
-    unsafe fn begin<S: Simd, F: Factor<S>>(&mut self, idx: usize, steps: usize) -> Piece;
+    /// By the contracts of [`Done`] and [`Packing`].
+    unsafe fn part<S: Simd, F: Factor<S>>(&mut self, idx: usize, steps: usize) -> Piece;
 }
 
 /// Whether something can be done between steps. Where few rows multiply pairs value by value, registers are short: one
@@ -33,47 +33,75 @@ pub(super) const fn has_registers<S: Simd, F: Factor<S>>() -> bool {
 /// The work of tiles whose panels follow one another: it is for the next panel, the next block and the tile before.
 #[derive(Clone, Copy)]
 pub(super) struct ForBlocks<'a> {
-    /// Of the next panel.
+    /// This tile's share of the next panel.
     pub(super) panel: Piece,
     /// Of the next block.
-    pub(super) packing: Option<&'a Packing<'a>>,
+    pub(super) packing: &'a Packing,
+    /// Lines of it that this tile packs.
+    pub(super) lines: usize,
     /// The tile before this one.
-    pub(super) done: Option<Done>,
+    pub(super) done: Done,
     /// Where this tile will be moved to, or the next one writes.
     pub(super) out: Output,
+    /// Parts from a row that is moved, or fetched, to the next: written past the caches, rows that follow one another
+    /// closely would occupy what a core fetches with.
+    every: usize,
+    /// The part that has the next row, and the row.
+    at: usize,
+    row: usize,
+}
+
+impl<'a> ForBlocks<'a> {
+    /// Nothing yet, but for a tile that is done.
+    #[inline(always)]
+    pub(super) fn new(packing: &'a Packing, done: Done) -> ForBlocks<'a> {
+        ForBlocks {
+            panel: Piece::new(done.from, 0),
+            packing,
+            lines: 0,
+            done,
+            out: Output { rows: 0, ..done.to },
+            every: 1,
+            at: 0,
+            row: 0,
+        }
+    }
 }
 
 impl Aside for ForBlocks<'_> {
     #[inline(always)]
-    fn cut<S: Simd, F: Factor<S>>(&mut self, steps: usize) -> usize {
+    fn start<S: Simd, F: Factor<S>>(&mut self, steps: usize) -> usize {
         self.panel = self.panel.at_each_of(steps);
         if !has_registers::<S, F>() {
+            debug_assert!(self.lines + self.done.to.rows == 0, "nobody would do it");
             return 1;
         }
-        let lines = self.packing.map_or(0, |packing| packing.share);
-        let done = self.done.map_or(0, |done| done.to.rows);
-        lines.max(done).max(self.out.rows).max(1)
+        let rows = self.done.to.rows.max(self.out.rows).max(1);
+        let parts = rows.max(self.lines);
+        self.every = parts / rows;
+        parts
     }
 
     #[inline(always)]
-    unsafe fn begin<S: Simd, F: Factor<S>>(&mut self, idx: usize, steps: usize) -> Piece {
+    unsafe fn part<S: Simd, F: Factor<S>>(&mut self, idx: usize, steps: usize) -> Piece {
         if !has_registers::<S, F>() {
             self.out.fetch::<S>();
             return self.panel;
         }
-        if let Some(packing) = self.packing
-            && idx < packing.share
-        {
-            packing.pack_line::<S, F>();
-        }
-        if let Some(done) = self.done
-            && idx < done.to.rows
-        {
+        if idx < self.lines {
             // SAFETY: forwarded to the caller.
-            unsafe { done.move_row::<S>(idx) };
+            unsafe { self.packing.pack_line::<S, F>() };
         }
-        if idx < self.out.rows {
-            self.out.fetch_row::<S>(idx);
+        if idx == self.at {
+            if self.row < self.done.to.rows {
+                // SAFETY: as above.
+                unsafe { self.done.move_row::<S>(self.row) };
+            }
+            if self.row < self.out.rows {
+                self.out.fetch_row::<S>(self.row);
+            }
+            self.at += self.every;
+            self.row += 1;
         }
         self.panel.take(steps)
     }
@@ -119,12 +147,12 @@ impl ForRows {
 
 impl Aside for ForRows {
     #[inline(always)]
-    fn cut<S: Simd, F: Factor<S>>(&mut self, _: usize) -> usize {
+    fn start<S: Simd, F: Factor<S>>(&mut self, _: usize) -> usize {
         self.count.max(1)
     }
 
     #[inline(always)]
-    unsafe fn begin<S: Simd, F: Factor<S>>(&mut self, idx: usize, steps: usize) -> Piece {
+    unsafe fn part<S: Simd, F: Factor<S>>(&mut self, idx: usize, steps: usize) -> Piece {
         if idx == 0 {
             self.out.fetch::<S>();
         }
@@ -156,11 +184,14 @@ impl Output {
     }
 }
 
-/// A tile that is done: rows of two vectors, one after another at `from`, which belong to `to`.
+/// A tile that is done: rows of two vectors, one after another at `from`, which belong to `to`; no rows where there is
+/// none.
 #[derive(Clone, Copy)]
 pub(super) struct Done {
     pub(super) from: *const f32,
     pub(super) to: Output,
+    /// Whether they are written past the caches. Then they lie as vectors do.
+    pub(super) past_caches: bool,
 }
 
 impl Done {
@@ -175,7 +206,11 @@ impl Done {
             let from = self.from.add(row * 2 * S::LANES);
             let to = self.to.ptr.add(row * self.to.stride);
             for at in [0, S::LANES] {
-                S::store(to.add(at), S::load(from.add(at)));
+                let values = S::load(from.add(at));
+                match self.past_caches {
+                    true => S::stream(to.add(at), values),
+                    false => S::store(to.add(at), values),
+                }
             }
         }
     }
@@ -193,122 +228,135 @@ impl Done {
     }
 }
 
+/// Where rows start that are packed, and as many more that may be fetched.
+pub(super) type Starts = Vec<*const f32>;
+
 /// Rows that are packed line by line: the whole cache lines of their packed words.
-pub(super) struct Packing<'a> {
-    x: Rows<'a>,
-    rows: Range<usize>,
-    /// The first of the values of a row.
-    column: usize,
-    /// Lines of a row, and values of each.
+pub(super) struct Packing {
+    /// Lines of a row.
     lines: usize,
-    width: usize,
-    /// Where the first row is packed; the others follow `stride` words apart.
-    out: *mut u32,
-    stride: usize,
-    /// Lines that a tile packs.
-    share: usize,
+    /// Words from the last line of a packed row to the next row.
+    gap: usize,
     /// How many rows after the one that is packed the one is that is fetched: no less than a tile packs.
     ahead: usize,
+    /// Lines that a tile packs, and those that no tile has been given.
+    share: usize,
+    left: Cell<usize>,
     next: Cell<Line>,
 }
 
 /// The line that is packed next.
 #[derive(Clone, Copy)]
 struct Line {
-    row: usize,
-    /// Lines of its row that are left, with this one. 0: all rows are packed.
-    left: usize,
     values: *const f32,
     /// What is fetched meanwhile.
     fetched: *const f32,
     out: *mut u32,
+    /// Lines of its row that are left, with this one.
+    left: usize,
+    /// Where the start of the next row is found.
+    start: *const *const f32,
 }
 
-impl<'a> Packing<'a> {
-    /// By `tiles` tiles, of rows `rows` of x, the values from `column` on that fill `lines` lines of `width` values.
-    ///
-    /// # Safety
-    /// `out` has room for all rows.
+impl Packing {
+    /// Nothing to pack.
     #[inline(always)]
-    pub(super) unsafe fn new(
-        x: Rows<'a>,
+    pub(super) fn none() -> Packing {
+        Packing {
+            lines: 0,
+            gap: 0,
+            ahead: 0,
+            share: 0,
+            left: Cell::new(0),
+            next: Cell::new(Line {
+                values: std::ptr::null(),
+                fetched: std::ptr::null(),
+                out: std::ptr::null_mut(),
+                left: 0,
+                start: std::ptr::null(),
+            }),
+        }
+    }
+
+    /// By `tiles` tiles, of rows `rows` of x, the values from `column` on that fill `lines` lines. Rows are packed
+    /// `stride` words apart, the first at `out`. `starts` is overwritten, and stays as it is until all is packed.
+    #[inline(always)]
+    pub(super) fn new(
+        starts: &mut Starts,
+        x: Rows,
         rows: &Range<usize>,
         column: usize,
-        (lines, width): (usize, usize),
+        lines: usize,
         (out, stride): (*mut u32, usize),
         tiles: usize,
-    ) -> Packing<'a> {
+    ) -> Packing {
+        if rows.is_empty() || lines == 0 {
+            return Packing::none();
+        }
         let share = (rows.len() * lines).div_ceil(tiles);
-        let none = Line {
-            row: rows.start,
-            left: 0,
-            values: x.data.as_ptr(),
-            fetched: x.data.as_ptr(),
-            out,
-        };
-        let packing = Packing {
-            x,
-            rows: rows.clone(),
-            column,
+        let ahead = share.div_ceil(lines);
+        starts.clear();
+        starts.extend(rows.clone().map(|row| x.row(row)[column..].as_ptr()));
+        // After the last row comes the last again, so that fetching needs no end.
+        starts.resize(rows.len() + ahead + 1, starts[rows.len() - 1]);
+        Packing {
             lines,
-            width,
-            out,
-            stride,
+            gap: stride - lines * LINE,
+            ahead,
             share,
-            ahead: share.div_ceil(lines.max(1)),
-            next: Cell::new(none),
-        };
-        packing.next.set(packing.first_line(rows.start));
-        packing
-    }
-
-    /// The first line of a row of x.
-    #[inline(always)]
-    fn first_line(&self, row: usize) -> Line {
-        let values = |row: usize| match row < self.rows.end {
-            true => &self.x.row(row)[self.column..][..self.lines * self.width],
-            false => &[],
-        };
-        let at = (row - self.rows.start) * self.stride;
-        Line {
-            row,
-            left: values(row).len() / self.width,
-            values: values(row).as_ptr(),
-            fetched: values(row + self.ahead).as_ptr(),
-            out: self.out.wrapping_add(at),
+            left: Cell::new(rows.len() * lines),
+            next: Cell::new(Line {
+                values: starts[0],
+                fetched: starts[ahead],
+                out,
+                left: lines,
+                start: starts[1..].as_ptr(),
+            }),
         }
     }
 
-    /// Packs a line, if one is left.
+    /// Gives a tile the lines that it packs, and says how many they are.
     #[inline(always)]
-    fn pack_line<S: Simd, F: Factor<S>>(&self) {
-        let line = self.next.get();
-        if line.left == 0 {
-            return;
-        }
+    pub(super) fn give(&self) -> usize {
+        let lines = self.share.min(self.left.get());
+        self.left.set(self.left.get() - lines);
+        lines
+    }
+
+    /// Whether all lines were given to tiles.
+    #[inline(always)]
+    pub(super) fn is_given(&self) -> bool {
+        self.left.get() == 0
+    }
+
+    /// Packs a line.
+    ///
+    /// # Safety
+    /// It was given; the rows are as long as was said, and there is room for them.
+    #[inline(always)]
+    unsafe fn pack_line<S: Simd, F: Factor<S>>(&self) {
+        let mut line = self.next.get();
         let width = LINE * F::STEP / F::PARTS;
-        // SAFETY: `out` has room for the line; its values are of a row, by `first_line`.
+        // SAFETY: forwarded to the caller.
         unsafe { F::left_of_row(line.out, line.values, width) };
         for at in (0..width).step_by(LINE) {
             prefetch(line.fetched.wrapping_add(at));
         }
-        self.next.set(if line.left == 1 {
-            self.first_line(line.row + 1)
-        } else {
-            Line {
-                row: line.row,
-                left: line.left - 1,
-                values: line.values.wrapping_add(width),
-                fetched: line.fetched.wrapping_add(width),
-                out: line.out.wrapping_add(LINE),
+        line.values = line.values.wrapping_add(width);
+        line.fetched = line.fetched.wrapping_add(width);
+        line.out = line.out.wrapping_add(LINE);
+        line.left -= 1;
+        if line.left == 0 {
+            line.left = self.lines;
+            line.out = line.out.wrapping_add(self.gap);
+            // SAFETY: after the starts of all rows there are `ahead` more, and one.
+            unsafe {
+                line.values = *line.start;
+                line.fetched = *line.start.add(self.ahead);
+                line.start = line.start.add(1);
             }
-        });
-    }
-
-    /// Whether no line is left.
-    #[inline(always)]
-    pub(super) fn is_done(&self) -> bool {
-        self.next.get().left == 0
+        }
+        self.next.set(line);
     }
 }
 
@@ -351,6 +399,15 @@ impl Piece {
         Piece {
             ptr: self.ptr,
             bytes: self.bytes / steps.max(1),
+        }
+    }
+
+    /// As many bytes that follow.
+    #[inline(always)]
+    pub(super) fn following(self) -> Piece {
+        Piece {
+            ptr: self.ptr.wrapping_add(self.bytes),
+            bytes: self.bytes,
         }
     }
 

@@ -1,6 +1,6 @@
 //! The left operand of a product: rows that are gathered and rounded on the fly, a block at a time.
 
-use super::aside::Packing;
+use super::aside::{Packing, Starts};
 use super::micro::Kernel;
 use super::pack::Factors;
 use super::plan::Block;
@@ -50,6 +50,8 @@ pub(super) struct Memory {
     spare: Words,
     /// A tile that is done, until it is moved.
     pub(super) tile: Words,
+    /// Of the rows that are packed into `spare`.
+    starts: Starts,
 }
 
 thread_local! {
@@ -153,19 +155,15 @@ impl<'a> Packer<'a> {
 
     /// What `tiles` tiles pack of a block while another is multiplied. When they are done, it is what `spare` names.
     #[inline(always)]
-    pub(super) fn packing<K: Kernel>(
-        &mut self,
-        kernel: K,
-        block: &Block,
-        tiles: usize,
-    ) -> Packing<'a> {
+    pub(super) fn packing<K: Kernel>(&mut self, kernel: K, block: &Block, tiles: usize) -> Packing {
         self.spare = None;
-        let (x, spare) = (self.x, &mut self.scratch.spare);
-        spare.reserve(block.rows.len() * block.stride);
-        let out = (spare.as_mut_ptr(), block.stride);
-        let lines = (lines(kernel, block), line_values(kernel));
-        // SAFETY: there is room for a stride for each row.
-        unsafe { Packing::new(x, &block.rows, block.depth.start, lines, out, tiles) }
+        let memory = &mut *self.scratch;
+        // There is room for a stride for each row.
+        memory.spare.reserve(block.rows.len() * block.stride);
+        let out = (memory.spare.as_mut_ptr(), block.stride);
+        let (column, lines) = (block.depth.start, lines(kernel, block));
+        let starts = &mut memory.starts;
+        Packing::new(starts, self.x, &block.rows, column, lines, out, tiles)
     }
 }
 

@@ -166,8 +166,8 @@ pub(crate) enum Chain {
     Continue,
     /// The chain starts from zero and is added to the output.
     AddOnce,
-    /// The chain starts from zero, is whole, and replaces an output that is too large for the caches to keep: it is
-    /// written past them. Rows of the output are aligned to vectors.
+    /// As `Start`, and whole, of an output that is too large for the caches to keep: tiles that wait are moved past
+    /// them. Rows of the output are aligned to vectors.
     Only,
 }
 
@@ -235,9 +235,6 @@ pub(super) unsafe fn tile<S: Simd, K: TileKernel<S, A>, A: Copy>(tile: Tile<A>) 
         let mut whole = tile;
         if is_edge {
             (whole.out, whole.stride) = (copy, LARGEST.1);
-            if tile.chain == Chain::Only {
-                whole.chain = Chain::Start;
-            }
             copy.write_bytes(0, LARGEST.0 * LARGEST.1);
             for r in 0..rows {
                 let row = tile.out.add(r * tile.stride);
@@ -306,11 +303,11 @@ impl<S: Simd, F: Factor<S>, A: Aside> TileKernel<S, A> for Floats<S, F> {
                     }
                 }
                 let mut a_part = a.ptr;
-                let parts = aside.cut::<S, F>(steps);
+                let parts = aside.start::<S, F>(steps);
                 let (each, rest) = (steps / parts, steps % parts);
                 for idx in 0..parts {
                     let steps = each + usize::from(idx < rest);
-                    let mut fetched = aside.begin::<S, F>(idx, steps);
+                    let mut fetched = aside.part::<S, F>(idx, steps);
                     for _ in 0..steps {
                         // Written out: in a loop the sums would not stay in registers.
                         madd_part::<S, F, R>(&mut acc, a_part, a.row_stride, b_step, 0);
@@ -329,16 +326,9 @@ impl<S: Simd, F: Factor<S>, A: Aside> TileKernel<S, A> for Floats<S, F> {
                         acc[r][1] = S::add(S::load(out.add(r * ldc + S::LANES)), acc[r][1]);
                     }
                 }
-                if chain == Chain::Only {
-                    for r in 0..R {
-                        S::stream(out.add(r * ldc), acc[r][0]);
-                        S::stream(out.add(r * ldc + S::LANES), acc[r][1]);
-                    }
-                } else {
-                    for r in 0..R {
-                        S::store(out.add(r * ldc), acc[r][0]);
-                        S::store(out.add(r * ldc + S::LANES), acc[r][1]);
-                    }
+                for r in 0..R {
+                    S::store(out.add(r * ldc), acc[r][0]);
+                    S::store(out.add(r * ldc + S::LANES), acc[r][1]);
                 }
                 out = out.add(2 * S::LANES);
             }

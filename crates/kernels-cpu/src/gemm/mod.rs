@@ -41,7 +41,7 @@ use crate::factor::{Factor, LINE, Left, dispatch_factors};
 use crate::pool::{SharedMut, part};
 use crate::simd::{Simd, end_streams};
 use crate::{Cpu, Isa, Store};
-use aside::{Done, ForBlocks, Output, Piece};
+use aside::{Done, ForBlocks, Output, Packing, Piece};
 pub(crate) use micro::Chain;
 use micro::{Floats, Kernel, LARGEST, Tile};
 use pack::{Factors, Part};
@@ -226,9 +226,16 @@ unsafe fn rows_times_as<K: Kernel>(
     memory.tile.reserve(LARGEST.0 * LARGEST.1);
     let wide = memory.right.as_mut_ptr();
     let mut waiting = Waiting {
-        place: memory.tile.as_mut_ptr().cast(),
         cols: nr,
-        done: None,
+        tile: Done {
+            from: memory.tile.as_mut_ptr().cast(),
+            to: Output {
+                ptr: y.ptr(),
+                rows: 0,
+                stride: n,
+            },
+            past_caches: first == Chain::Only,
+        },
     };
     let panel_at = |panel: usize, start: usize| {
         let words = start / kernel.depth() * kernel.right_words();
@@ -252,7 +259,10 @@ unsafe fn rows_times_as<K: Kernel>(
         };
         let next = next.filter(|_| plan.works_aside && kernel.works_aside());
         let tiles = panels.len() * plan.tiles(&block);
-        let packing = (next.as_ref()).map(|next| packer.packing(kernel, next, tiles));
+        let packing = match &next {
+            Some(next) => packer.packing(kernel, next, tiles),
+            None => Packing::none(),
+        };
         let mut panel = panels.start;
         while panel < panels.end {
             let column = right.column(panel, nr);
@@ -283,16 +293,7 @@ unsafe fn rows_times_as<K: Kernel>(
                     Chain::Continue
                 },
                 fine: false,
-                aside: ForBlocks {
-                    panel: Piece::new(left, 0),
-                    packing: packing.as_ref(),
-                    done: None,
-                    out: Output {
-                        ptr: out,
-                        rows: 0,
-                        stride: n,
-                    },
-                },
+                aside: ForBlocks::new(&packing, waiting.tile),
             };
             panel += count;
             let next_panel = match panel < panels.end {
@@ -303,25 +304,22 @@ unsafe fn rows_times_as<K: Kernel>(
             // SAFETY: the rows of the block are packed, and the scratch has room for a wide pass.
             unsafe { panel_times(kernel, &plan, tile, &block, wide, next_panel, &mut waiting) };
         }
-        if packing.is_some_and(|packing| packing.is_done()) {
+        if packing.is_given() {
             packer.spare = next.map(|next| (right.factors, next));
         }
     }
-    if let Some(done) = waiting.done {
-        // SAFETY: the tile is still in its place, and y has its rows and columns.
-        unsafe { kernel.move_done(done) };
-    }
+    // SAFETY: the tile is still in its place, and y has its rows and columns.
+    unsafe { kernel.move_done(waiting.tile) };
     if first == Chain::Only {
         end_streams();
     }
 }
 
-/// A tile that waits to be moved, and the place where it waits.
+/// A tile that waits to be moved, if it has rows.
 struct Waiting {
-    place: *mut f32,
-    /// Columns of a tile that can wait: all that a panel has.
+    /// Columns of tiles that can wait: all that a panel has.
     cols: usize,
-    done: Option<Done>,
+    tile: Done,
 }
 
 /// A packed block times one panel. `all` holds what its tiles have in common, from the first row on, and the panel from
@@ -361,40 +359,39 @@ unsafe fn panel_times<K: Kernel>(
         let waits = kernel.works_aside()
             && plan.works_aside
             && plan.is_one_pass()
-            && tile.chain == Chain::Start
+            && matches!(tile.chain, Chain::Start | Chain::Only)
             && tile.cols == waiting.cols;
+        let place = waiting.tile.from.cast_mut();
+        let (each, rest) = (rows / tiles, rows % tiles);
+        let mut out = all.out;
+        tile.left.ptr = all.left.ptr.wrapping_add(left_words);
+        if let Some(next) = next_panel {
+            let first = next.wrapping_add(panel_words.start);
+            tile.aside.panel = Piece::new(first, panel_words.len() / tiles);
+        }
         for idx in 0..tiles {
-            let rows = part(&(0..rows), idx, tiles);
-            tile.rows = rows.len();
-            // SAFETY: as above; these rows are packed and are those of the output.
-            unsafe {
-                tile.left.ptr = all.left.ptr.add(rows.start * block.stride + left_words);
-                tile.out = all.out.add(rows.start * all.stride);
-            }
-            if let Some(next) = next_panel {
-                let share = part(&panel_words, idx, tiles);
-                tile.aside.panel = Piece::new(next.wrapping_add(share.start), share.len());
-            }
-            tile.aside.done = waiting.done.take();
+            tile.rows = each + usize::from(idx < rest);
+            tile.aside.lines = tile.aside.packing.give();
+            tile.aside.done = waiting.tile;
+            let next = out.wrapping_add(tile.rows * all.stride);
             if waits {
-                tile.aside.out = Output {
-                    ptr: tile.out,
-                    rows: tile.rows,
-                    stride: all.stride,
-                };
-                waiting.done = Some(Done {
-                    from: waiting.place,
-                    to: tile.aside.out,
-                });
-                (tile.out, tile.stride) = (waiting.place, tile.cols);
-            } else if tile.chain != Chain::Only {
+                (tile.out, tile.stride) = (place, tile.cols);
+                waiting.tile.to.ptr = out;
+                waiting.tile.to.rows = tile.rows;
+            } else {
+                tile.out = out;
+                waiting.tile.to.rows = 0;
+            }
+            // What is written past the caches needs not be fetched.
+            if !waiting.tile.past_caches {
                 tile.aside.out.rows = tile.rows;
-                tile.aside.out.ptr = match idx + 1 < tiles {
-                    true => tile.out.wrapping_add(rows.len() * all.stride),
+                tile.aside.out.ptr = match waits {
+                    true => out,
+                    false if idx + 1 < tiles => next,
                     false => all.out.wrapping_add(all.cols),
                 };
             }
-            // SAFETY: as above.
+            // SAFETY: these rows are packed and are those of the output; the panel has these steps.
             unsafe {
                 if plan.is_wide {
                     kernel.wide_tile(tile);
@@ -402,6 +399,9 @@ unsafe fn panel_times<K: Kernel>(
                     kernel.tile(tile);
                 }
             }
+            tile.left.ptr = tile.left.ptr.wrapping_add(tile.rows * block.stride);
+            tile.aside.panel = tile.aside.panel.following();
+            out = next;
         }
     }
 }
