@@ -43,8 +43,7 @@ pub(super) struct ForBlocks<'a> {
     pub(super) done: Done,
     /// Where this tile will be moved to, or the next one writes.
     pub(super) out: Output,
-    /// Parts from a row that is moved, or fetched, to the next: written past the caches, rows that follow one another
-    /// closely would occupy what a core fetches with.
+    /// Parts from a row that is moved, or fetched, to the next: spread over the tile, rows cost less (docs/LOG.md).
     every: usize,
     /// The part that has the next row, and the row.
     at: usize,
@@ -228,7 +227,7 @@ impl Done {
     }
 }
 
-/// Where rows start that are packed, and as many more that may be fetched.
+/// Where rows start that are packed, and after them what is fetched when there are no more.
 pub(super) type Starts = Vec<*const f32>;
 
 /// Rows that are packed line by line: the whole cache lines of their packed words.

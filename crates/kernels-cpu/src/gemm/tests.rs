@@ -1,6 +1,7 @@
 //! Products against exact sums, on every instruction set, at sizes around the borders of tiles.
 
-use super::{Packed, matmul, matmul_tn};
+use super::{Packed, STREAMED_BYTES, matmul, matmul_tn};
+use crate::aligned::Aligned;
 use crate::grouped_gemm::{grouped_matmul, grouped_matmul_tn};
 use crate::{Compute, Cpu, Isa, Store};
 use half::bf16;
@@ -238,6 +239,33 @@ fn rows_that_are_packed_meanwhile_have_the_bits_of_rows_alone() {
                 assert!(
                     run(1, &gather[row..=row]) == all[row * n..][..n],
                     "{} {compute:?} {k}, row {row}",
+                    isa.name()
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn an_output_that_is_written_past_the_caches_has_the_bits_of_a_small_one() {
+    // Half of the last panel is missing where panels have 32 columns. The output is aligned, as it has to be for this.
+    let (m, n, k) = (4_100, 528, 40);
+    assert!(4 * m * n >= STREAMED_BYTES);
+    for isa in Isa::available() {
+        for compute in COMPUTES {
+            let (x, w) = (values(m * k, "x"), values(n * k, "w"));
+            let cpu = Cpu::new(isa, 2);
+            let b = packed(&cpu, compute, &w, n, k);
+            let mut y = Aligned::zeroed(m * n);
+            y.fill(GUARD);
+            matmul(&cpu, &mut y, &x, &b, Store::Overwrite);
+            for rows in [0..40, 2_030..2_070, 4_060..4_100] {
+                let mut few = vec![GUARD; rows.len() * n];
+                let x = &x[rows.start * k..rows.end * k];
+                matmul(&cpu, &mut few, x, &b, Store::Overwrite);
+                assert!(
+                    few == y[rows.start * n..rows.end * n],
+                    "{} {compute:?}, rows {rows:?}",
                     isa.name()
                 );
             }
