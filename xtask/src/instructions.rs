@@ -1,11 +1,11 @@
 //! `cargo xtask instructions`: how many instructions products and steps execute, against the counts that are kept.
 //!
 //! Callgrind counts, in one thread, what `crates/testkit/examples/instructions.rs` runs, in the profile that tests are
-//! built with, but without its checks in kernels: on AVX2 they would be half of what products execute, and up to seven
-//! eighths of other ops. So kernels are optimised as in a release, and the rest little. Valgrind does not know
-//! AVX-512, so AVX2 and the portable kernels are counted. `bench/instructions.toml` holds the counts, and the compiler
-//! and processor that they belong to: with others, differences are told and nothing fails. (The C library copies memory in
-//! another way on each processor.)
+//! built with, but without its checks in kernels: on AVX2 half of what products execute and more would be for them, and
+//! up to seven eighths of other ops. So kernels are optimised as in a release, and the rest little. Valgrind does not
+//! know AVX-512, so AVX2 and the portable kernels are counted. `bench/instructions.toml` holds the counts, and the
+//! compiler and processor that they belong to: with others, differences are told and nothing fails. (The C library
+//! copies memory in another way on each processor.)
 
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
