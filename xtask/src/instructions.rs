@@ -1,11 +1,10 @@
 //! `cargo xtask instructions`: how many instructions products and steps execute, against the counts that are kept.
 //!
 //! Callgrind counts, in one thread, what `crates/testkit/examples/instructions.rs` runs, in the profile that tests are
-//! built with, but without its checks in kernels: on AVX2 half of what products execute and more would be for them, and
-//! up to seven eighths of other ops. So kernels are optimised as in a release, and the rest little. Valgrind does not
-//! know AVX-512, so AVX2 and the portable kernels are counted. `bench/instructions.toml` holds the counts, and the
-//! compiler and processor that they belong to: with others, differences are told and nothing fails. (The C library
-//! copies memory in another way on each processor.)
+//! built with, but for kernels, which are without its checks: they would be most of what is counted (docs/LOG.md). So
+//! kernels are optimised in full, the rest little. Valgrind does not know AVX-512, so AVX2 and the portable kernels are
+//! counted. `bench/instructions.toml` holds the counts, and the compiler and processor that they belong to: with others,
+//! differences are told and nothing fails. (The C library copies memory in another way on each processor.)
 
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
@@ -74,7 +73,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
 fn build() -> Result<PathBuf> {
     // Of the whole workspace, as tests are: the same features of dependencies, which are built already.
     let mut args = vec!["build", "--quiet", "--workspace"];
-    args.extend(KERNELS);
+    args.extend(UNCHECKED_KERNELS);
     args.extend(["--example", "instructions"]);
     crate::cargo(&args)?;
     let metadata = crate::metadata()?;
@@ -83,8 +82,8 @@ fn build() -> Result<PathBuf> {
     Ok(Path::new(target).join("debug/examples/instructions"))
 }
 
-/// Of kernels without checks.
-const KERNELS: [&str; 4] = [
+/// Flags of cargo that leave the checks out of kernels.
+const UNCHECKED_KERNELS: [&str; 4] = [
     "--config",
     "profile.dev.package.dokja-kernels-cpu.debug-assertions=false",
     "--config",
