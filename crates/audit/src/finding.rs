@@ -95,10 +95,11 @@ impl Claim {
             Claim::Files => "What the files mean, and where their contents came from.",
             Claim::Lineage => {
                 "That training from one checkpoint really gives the next: only repeating segments \
-                 of the training shows it."
+                 of the training shows it, as `dokja audit replay` does."
             }
             Claim::RandomStart => {
-                "That training began from these weights: only repeating its first segment shows it."
+                "That training began from these weights: only repeating its first segment shows it, \
+                 as `dokja audit replay` can."
             }
             Claim::Data => {
                 "That exactly these batches were trained on; that the data is free of licences' \

@@ -40,6 +40,19 @@ pub(crate) fn device() -> Result<Device> {
     Ok(Device::cpu(isa()?, threads()?))
 }
 
+/// The same with another instruction set where the environment names none.
+pub(crate) fn device_of(isa_name: &str) -> Result<Device> {
+    let isa = match (std::env::var_os("DOKJA_ISA"), Isa::from_name(isa_name)) {
+        (None, Some(isa)) if isa.is_available() => isa,
+        (None, _) => bail!(
+            "the run was trained with the instruction set {isa_name:?}, which this processor has not; others give other \
+             bits (DOKJA_ISA tries one all the same)"
+        ),
+        (Some(_), _) => isa()?,
+    };
+    Ok(Device::cpu(isa, threads()?))
+}
+
 fn isa() -> Result<Isa> {
     let Ok(name) = std::env::var("DOKJA_ISA") else {
         return Ok(Isa::detect());

@@ -20,7 +20,9 @@ use tensor::Device;
 use tokenizer::chat::{ChatOptions, Message, Role, render};
 use tokenizer::{Specials, Tokenizer};
 use train::recipe::SpecialIds;
-use train::{Batches, Dialogues, Documents, Heldout, Outcome, Recipe, Report, StageInputs};
+use train::{
+    Batches, Dialogues, Documents, Heldout, Outcome, Recipe, Recording, Report, StageInputs,
+};
 
 /// A stage about to be trained.
 pub(crate) struct Job<'a> {
@@ -245,8 +247,19 @@ pub(crate) struct Trained {
 /// Also when interrupted, after a checkpoint.
 pub(crate) fn train(job: &Job) -> Result<Trained> {
     interrupt::listen()?;
+    let sources = Sources::open(&job.run, job.recipe)?;
+    with_inputs(job, &sources, |inputs, estimate| {
+        train_from(job, inputs, estimate)
+    })
+}
+
+/// Calls `f` with what a stage is made from, and what it comes to.
+pub(crate) fn with_inputs<R>(
+    job: &Job,
+    sources: &Sources,
+    f: impl FnOnce(&StageInputs, &Estimate) -> Result<R>,
+) -> Result<R> {
     let (run, recipe) = (&job.run, job.recipe);
-    let sources = Sources::open(run, recipe)?;
     let config = match job.stage {
         Stage::Pretrain => sources.config(recipe)?,
         Stage::Sft => parent_config(run, recipe)?,
@@ -295,19 +308,15 @@ pub(crate) fn train(job: &Job) -> Result<Trained> {
             &dialogues
         }
     };
-    let device = env::device()?;
-    let peak = peak_flops(&device, recipe.train.compute);
     let inputs = StageInputs {
         run: run.clone(),
         stage: job.stage,
-        resume: job.resume,
         recipe,
         config,
         batches,
         heldout: &heldout,
         tokenizer_json: &sources.tokenizer_json,
-        genesis: genesis(&device)?,
-        data: data_record(run, &sources, &tokens)?,
+        data: data_record(run, sources, &tokens)?,
         tokenizer: records::Tokenizer {
             sha256: tokens.tokenizer_sha256.clone(),
             vocab_size: sources.tokenizer.vocab_size() as u64,
@@ -315,6 +324,17 @@ pub(crate) fn train(job: &Job) -> Result<Trained> {
                 .is_tokenizer_ours
                 .then(|| tokens.manifest_sha256.clone()),
         },
+    };
+    f(&inputs, &estimate)
+}
+
+fn train_from(job: &Job, inputs: &StageInputs, estimate: &Estimate) -> Result<Trained> {
+    let recipe = job.recipe;
+    let device = env::device()?;
+    let peak = peak_flops(&device, recipe.train.compute);
+    let recording = Recording {
+        resume: job.resume,
+        genesis: genesis(&device)?,
         key: key()?,
     };
     let name = match job.stage {
@@ -322,7 +342,7 @@ pub(crate) fn train(job: &Job) -> Result<Trained> {
         Stage::Sft => "tuning",
     };
     let mut bar: Option<Progress> = None;
-    let outcome = train::run(device, &inputs, &mut |report| {
+    let outcome = train::run(device, inputs, recording, &mut |report| {
         match report {
             Report::Begin { step, steps } => {
                 bar = Some(Progress::new(name, Unit::Of("steps"), step, steps));
@@ -406,7 +426,7 @@ pub(crate) fn outcome_text(Trained { outcome, mfu }: &Trained) -> String {
     )
 }
 
-fn stop_if_asked() -> ControlFlow<()> {
+pub(crate) fn stop_if_asked() -> ControlFlow<()> {
     match interrupt::is_asked() {
         true => ControlFlow::Break(()),
         false => ControlFlow::Continue(()),

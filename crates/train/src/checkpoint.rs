@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use thiserror::Error;
 
+use crate::optim::StateTensor;
 use crate::trainer::Trainer;
 
 /// The optimizer's state.
@@ -88,6 +89,28 @@ pub struct Saved {
     pub optimizer: FileHash,
 }
 
+/// Digests of what a checkpoint of a trainer would hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Digests {
+    /// Of model.safetensors.
+    pub weights: String,
+    /// Of optimizer.safetensors.
+    pub optimizer: String,
+}
+
+/// The digests of the checkpoint that [`save`] would write.
+///
+/// # Errors
+/// Never for a trainer: of tensors that have no place in one file.
+pub fn digests(trainer: &Trainer) -> Result<Digests, CheckpointError> {
+    let layout = &trainer.model.layout;
+    let state = trainer.optimizer.state(layout);
+    Ok(Digests {
+        weights: weights_sha256(layout, trainer.model.params.host())?,
+        optimizer: sha256_of_tensors(&optimizer_sources(&state), &BTreeMap::new())?,
+    })
+}
+
 /// Writes the directory `path`. `tokenizer` is the text of tokenizer.json.
 ///
 /// # Errors
@@ -101,14 +124,7 @@ pub fn save(
     let layout = &trainer.model.layout;
     let weights = sources(layout, trainer.model.params.host());
     let state = trainer.optimizer.state(layout);
-    let optimizer: Vec<TensorSource> = state
-        .iter()
-        .map(|tensor| TensorSource {
-            name: &tensor.name,
-            shape: tensor.shape,
-            data: TensorData::F32(tensor.values),
-        })
-        .collect();
+    let optimizer = optimizer_sources(&state);
     let floats = layout.len
         + state
             .iter()
@@ -218,6 +234,17 @@ fn sources<'a>(layout: &'a Layout, weights: &'a [f32]) -> Vec<TensorSource<'a>> 
             name: &tensor.name,
             shape: &tensor.shape,
             data: TensorData::F32(&weights[tensor.span.range()]),
+        })
+        .collect()
+}
+
+fn optimizer_sources<'a>(state: &'a [StateTensor<'a>]) -> Vec<TensorSource<'a>> {
+    let tensors = state.iter();
+    tensors
+        .map(|tensor| TensorSource {
+            name: &tensor.name,
+            shape: tensor.shape,
+            data: TensorData::F32(tensor.values),
         })
         .collect()
 }

@@ -8,6 +8,7 @@
 //! - [`checkpoint`]: a directory from which the next step is computed as if nothing had happened
 //! - [`batches`]: where a stage's batches come from: documents, or dialogues
 //! - [`stage`]: the loop around it, with ledger, metrics, evaluation, and resumption
+//! - [`mod@replay`]: parts of it again, held against what was recorded
 //!
 //! **Determinism.** Weights after step n are a function of (recipe, data, tokenizer, instruction set):
 //! not of the number of threads, nor of where a run was interrupted. A batch is a function of its step,
@@ -27,9 +28,13 @@ pub mod checkpoint;
 
 pub mod batches;
 
+mod recorded;
+
 pub mod stage;
+
+pub mod replay;
 
 pub use batches::{Batches, Dialogues, Documents, Heldout};
 pub use recipe::Recipe;
-pub use stage::{Outcome, Report, StageError, StageInputs, run};
+pub use stage::{Outcome, Recording, Report, StageError, StageInputs, run};
 pub use trainer::Trainer;

@@ -11,14 +11,12 @@ use std::time::Instant;
 
 use formats::atomic;
 use formats::error::FileError;
-use formats::hash;
 use formats::json::JsonError;
 use formats::keys::Key;
 use formats::ledger::records::{
-    Batches as BatchesRecord, Checkpoint as CheckpointRecord, Data, Final, Genesis, Init,
-    Recipe as RecipeRecord, Resume, Tokenizer,
+    Checkpoint as CheckpointRecord, Data, Final, Genesis, Resume, Tokenizer,
 };
-use formats::ledger::{Event, Ledger, LedgerError};
+use formats::ledger::{Event, Ledger, LedgerError, Record};
 use formats::metrics::{self, MetricsWriter, StepMetrics};
 use formats::run_dir::{RunDir, RunDirError, Stage};
 use model::{Layout, ModelConfig, init};
@@ -28,6 +26,7 @@ use thiserror::Error;
 use crate::batches::{Batches, Heldout};
 use crate::checkpoint::{self, CheckpointError, Saved};
 use crate::recipe::Recipe;
+use crate::recorded;
 use crate::trainer::{StepResult, Trainer};
 
 /// What a stage is made from.
@@ -36,8 +35,6 @@ pub struct StageInputs<'a> {
     pub run: RunDir,
     /// Which stage.
     pub stage: Stage,
-    /// Continue what is there; otherwise a stage that was begun is refused.
-    pub resume: bool,
     /// What determines it.
     pub recipe: &'a Recipe,
     /// The architecture.
@@ -48,12 +45,18 @@ pub struct StageInputs<'a> {
     pub heldout: &'a Heldout,
     /// The text of tokenizer.json.
     pub tokenizer_json: &'a [u8],
-    /// For the ledger, if the run has none yet.
-    pub genesis: Genesis,
     /// For the ledger.
     pub data: Data,
     /// For the ledger.
     pub tokenizer: Tokenizer,
+}
+
+/// How a stage is entered into the ledger of its run.
+pub struct Recording {
+    /// Continue what is there; otherwise a stage that was begun is refused.
+    pub resume: bool,
+    /// The first record, if the run has none yet.
+    pub genesis: Genesis,
     /// Signs the ledger.
     pub key: Key,
 }
@@ -102,6 +105,14 @@ pub enum StageError {
         recorded: String,
         /// As given.
         found: String,
+    },
+    /// What is to be repeated was never recorded.
+    #[error("the ledger of {} has no record of the kind {kind:?} for it", path.display())]
+    NotRecorded {
+        /// The run directory.
+        path: PathBuf,
+        /// The kind of record.
+        kind: String,
     },
     /// The stage before is missing.
     #[error("{} has no finished pretrain stage to start {stage} from", path.display())]
@@ -178,9 +189,10 @@ const LOAD_EVERY: u64 = 10;
 pub fn run(
     device: Device,
     inputs: &StageInputs,
+    recording: Recording,
     report: &mut dyn FnMut(Report) -> ControlFlow<()>,
 ) -> Result<Outcome, StageError> {
-    let mut stage = Running::open(device, inputs)?;
+    let mut stage = Running::open(device, inputs, recording)?;
     let steps = inputs.recipe.train.steps;
     let begin = Report::Begin {
         step: stage.trainer.step,
@@ -231,47 +243,41 @@ struct Running<'a> {
 
 impl<'a> Running<'a> {
     /// Writes what a stage begins with, as far as it is not there, and finds the weights to go on from.
-    fn open(device: Device, inputs: &'a StageInputs<'a>) -> Result<Running<'a>, StageError> {
+    fn open(
+        device: Device,
+        inputs: &'a StageInputs<'a>,
+        recording: Recording,
+    ) -> Result<Running<'a>, StageError> {
         let StageInputs {
             run, stage, config, ..
         } = inputs;
         let (stage, path) = (*stage, run.root().to_path_buf());
-        let begun = |ledger: &Ledger| find(ledger, stage, "recipe").is_some();
         formats::run_dir::make_dir(run.root())?;
-        if stage == Stage::Pretrain && !inputs.resume {
+        if stage == Stage::Pretrain && !recording.resume {
             RunDir::create(run.root())?;
         }
-        let mut ledger = Ledger::open_or_create(run.root(), inputs.key.clone())?;
-        if begun(&ledger) && !inputs.resume {
+        let mut ledger = Ledger::open_or_create(run.root(), recording.key)?;
+        let is_begun = recorded::find(ledger.records(), stage, "recipe").is_some();
+        if is_begun && !recording.resume {
             return Err(StageError::Begun { path, stage });
         }
         let layout = Layout::new(config);
-        let (mut weights, mut parent_sha256);
+        let (mut weights, mut parent_sha256) = start(inputs, ledger.records(), &layout)?;
         match stage {
             Stage::Pretrain => {
-                weights = init::initial_weights(config, &layout, inputs.recipe.seed);
-                parent_sha256 = checkpoint::weights_sha256(&layout, &weights)?;
-                record_start(&mut ledger, inputs, &parent_sha256)?;
+                record_start(&mut ledger, inputs, recording.genesis, &parent_sha256)?;
             }
+            // A later stage is given what the run began with.
             Stage::Sft => {
-                let no_parent = || StageError::NoParent {
-                    path: path.clone(),
-                    stage,
-                };
-                let parent = find(&ledger, Stage::Pretrain, "final").ok_or_else(no_parent)?;
-                let Event::Final(end) = parent else {
-                    return Err(no_parent());
-                };
-                let dir = run.checkpoint(end.stage, end.step);
-                weights = checkpoint::read_weights(&dir, &layout)?;
-                parent_sha256 = end.weights_sha256;
-                check_inputs(&ledger, inputs)?;
+                for event in recorded::inputs(inputs) {
+                    recorded::compare(ledger.records(), inputs, &event)?;
+                }
             }
         }
         run.create_stage(stage)?;
         record_stage(&mut ledger, inputs)?;
 
-        let recorded = recorded_checkpoints(&ledger, stage);
+        let recorded = recorded::checkpoints(ledger.records(), stage);
         for checkpoint in run.checkpoints(stage)? {
             if !recorded.iter().any(|r| r.step == checkpoint.step) {
                 atomic::remove_dir(&checkpoint.path)?;
@@ -291,7 +297,7 @@ impl<'a> Running<'a> {
             let at_step = recorded.iter().rev().find(|r| r.step == latest.step);
             parent_sha256 = at_step.map_or(parent_sha256, |r| r.weights_sha256.clone());
         }
-        let is_final = find(&ledger, stage, "final").is_some();
+        let is_final = recorded::find(ledger.records(), stage, "final").is_some();
         let has_steps = fs::metadata(run.metrics(stage)).is_ok();
         if has_steps && !is_final {
             metrics::truncate_after_step(&run.metrics(stage), last_saved)?;
@@ -329,19 +335,10 @@ impl<'a> Running<'a> {
         let bits_per_byte = is_due
             .then(|| trainer.evaluate(&inputs.heldout.batches))
             .and_then(|nats| inputs.heldout.bits_per_byte(nats));
-        let is_recorded = done % LOAD_EVERY == 0 || done == 1 || done == inputs.recipe.train.steps;
         let metrics = StepMetrics {
-            step: done,
-            tokens: trainer.tokens,
-            loss: total(&result, inputs.recipe),
-            next_token_loss: result.losses.next_token,
-            mtp_loss: result.losses.mtp,
-            balance_loss: unweighted(result.losses.balance, inputs.recipe.loss.balance_alpha),
-            lr: result.lr,
-            grad_norm: result.grad_norm,
             tokens_per_sec,
             bits_per_byte,
-            expert_load: is_recorded.then(|| shares(&result.tokens_per_expert)),
+            ..step_metrics(trainer, &result, inputs.recipe)
         };
         self.metrics.append(&metrics)?;
         Ok(metrics)
@@ -370,7 +367,7 @@ impl<'a> Running<'a> {
 
     fn finish(&mut self) -> Result<(), StageError> {
         let stage = self.inputs.stage;
-        if find(&self.ledger, stage, "final").is_some() {
+        if recorded::find(self.ledger.records(), stage, "final").is_some() {
             return Ok(());
         }
         self.metrics.sync()?;
@@ -389,18 +386,19 @@ impl<'a> Running<'a> {
 fn record_start(
     ledger: &mut Ledger,
     inputs: &StageInputs,
+    genesis: Genesis,
     weights_sha256: &str,
 ) -> Result<(), StageError> {
     let run = &inputs.run;
     if ledger.records().is_empty() {
-        ledger.append(&Event::Genesis(inputs.genesis.clone()), Vec::new())?;
+        ledger.append(&Event::Genesis(genesis), Vec::new())?;
     }
     let manifest = run.root().join(&inputs.data.location).join("manifest.json");
     let is_inside = Path::new(&inputs.data.location).is_relative();
-    record(ledger, inputs, &Event::Data(inputs.data.clone()), || {
+    let [data, tokenizer] = recorded::inputs(inputs);
+    record(ledger, inputs, &data, || {
         Ok(is_inside.then_some(manifest).into_iter().collect())
     })?;
-    let tokenizer = Event::Tokenizer(inputs.tokenizer.clone());
     record(ledger, inputs, &tokenizer, || {
         let path = run.tokenizer();
         let is_there = fs::read(&path).is_ok_and(|found| found == inputs.tokenizer_json);
@@ -409,41 +407,22 @@ fn record_start(
         }
         Ok(vec![path])
     })?;
-    let config = checkpoint::config_text(&inputs.config);
-    let start = Event::Init(Init {
-        seed: inputs.recipe.seed,
-        generator: init::GENERATOR.to_string(),
-        weights_sha256: weights_sha256.to_string(),
-        config_sha256: hash::sha256_hex(config.as_bytes()),
-    });
-    record(ledger, inputs, &start, || Ok(Vec::new()))
-}
-
-/// A later stage is given what the run began with.
-fn check_inputs(ledger: &Ledger, inputs: &StageInputs) -> Result<(), StageError> {
-    compare(ledger, inputs, &Event::Data(inputs.data.clone()))?;
-    compare(ledger, inputs, &Event::Tokenizer(inputs.tokenizer.clone()))?;
-    Ok(())
+    record(
+        ledger,
+        inputs,
+        &recorded::init(inputs, weights_sha256),
+        || Ok(Vec::new()),
+    )
 }
 
 /// Recipe and order of batches of the stage.
 fn record_stage(ledger: &mut Ledger, inputs: &StageInputs) -> Result<(), StageError> {
-    let (stage, text) = (inputs.stage, inputs.recipe.to_toml());
-    let recipe = Event::Recipe(RecipeRecord {
-        stage,
-        sha256: hash::sha256_hex(text.as_bytes()),
-    });
+    let [recipe, batches] = recorded::order(inputs);
     record(ledger, inputs, &recipe, || {
-        let path = inputs.run.recipe(stage);
-        atomic::write_bytes(&path, text.as_bytes())?;
+        let path = inputs.run.recipe(inputs.stage);
+        atomic::write_bytes(&path, inputs.recipe.to_toml().as_bytes())?;
         Ok(vec![path])
     })?;
-    let batches = Event::Batches(BatchesRecord {
-        stage,
-        commitment_sha256: inputs.batches.commitment().to_string(),
-        seed: inputs.recipe.seed,
-        order: inputs.batches.order().to_string(),
-    });
     // Token files outside the run are made again from its data; the commitment has their digests.
     let files = inputs.batches.files().iter();
     let inside = files.filter(|file| inputs.run.relative(file).is_some());
@@ -457,7 +436,7 @@ fn record(
     event: &Event,
     write: impl FnOnce() -> Result<Vec<PathBuf>, FileError>,
 ) -> Result<(), StageError> {
-    if compare(ledger, inputs, event)? {
+    if recorded::compare(ledger.records(), inputs, event)? {
         return Ok(());
     }
     let files = write()?;
@@ -467,54 +446,49 @@ fn record(
     Ok(())
 }
 
-/// Whether an event is recorded; an error when another of its kind (and stage) is.
-fn compare(ledger: &Ledger, inputs: &StageInputs, event: &Event) -> Result<bool, StageError> {
-    let (kind, payload) = event.parts();
-    let stage = payload.get("stage").cloned();
-    let same_kind =
-        |r: &&formats::ledger::Record| r.kind == kind && r.payload.get("stage").cloned() == stage;
-    let Some(before) = ledger.records().iter().find(same_kind) else {
-        return Ok(false);
-    };
-    // A tokenizer is its file; what is known of its origin may have been said once.
-    let is_same = match event {
-        Event::Tokenizer(tokenizer) => before.payload["sha256"] == tokenizer.sha256.as_str(),
-        _ => before.payload == payload,
-    };
-    if is_same {
-        return Ok(true);
+/// The weights that a stage starts from, and their digest.
+pub(crate) fn start(
+    inputs: &StageInputs,
+    records: &[Record],
+    layout: &Layout,
+) -> Result<(Vec<f32>, String), StageError> {
+    let (run, stage) = (&inputs.run, inputs.stage);
+    match stage {
+        Stage::Pretrain => {
+            let weights = init::initial_weights(&inputs.config, layout, inputs.recipe.seed);
+            let sha256 = checkpoint::weights_sha256(layout, &weights)?;
+            Ok((weights, sha256))
+        }
+        Stage::Sft => match recorded::find(records, Stage::Pretrain, "final") {
+            Some(Event::Final(end)) => {
+                let dir = run.checkpoint(end.stage, end.step);
+                Ok((checkpoint::read_weights(&dir, layout)?, end.weights_sha256))
+            }
+            _ => Err(StageError::NoParent {
+                path: run.root().to_path_buf(),
+                stage,
+            }),
+        },
     }
-    let what = match event {
-        Event::Data(_) => "data directory",
-        Event::Tokenizer(_) => "tokenizer",
-        Event::Init(_) => "seed or architecture",
-        Event::Recipe(_) => "recipe",
-        _ => "order of batches",
-    };
-    Err(StageError::Changed {
-        path: inputs.run.root().to_path_buf(),
-        what,
-        recorded: before.payload.to_string(),
-        found: payload.to_string(),
-    })
 }
 
-/// The first record of a kind and stage.
-fn find(ledger: &Ledger, stage: Stage, kind: &str) -> Option<Event> {
-    let records = ledger.records().iter();
-    records
-        .filter(|r| r.kind == kind && r.payload["stage"] == stage.name())
-        .find_map(|r| r.event().ok())
-}
-
-fn recorded_checkpoints(ledger: &Ledger, stage: Stage) -> Vec<CheckpointRecord> {
-    let events = ledger.records().iter().filter_map(|r| r.event().ok());
-    events
-        .filter_map(|event| match event {
-            Event::Checkpoint(checkpoint) if checkpoint.stage == stage => Some(checkpoint),
-            _ => None,
-        })
-        .collect()
+/// What a step comes to, but for its speed and the held-out text.
+pub(crate) fn step_metrics(trainer: &Trainer, result: &StepResult, recipe: &Recipe) -> StepMetrics {
+    let done = trainer.step;
+    let has_loads = done % LOAD_EVERY == 0 || done == 1 || done == recipe.train.steps;
+    StepMetrics {
+        step: done,
+        tokens: trainer.tokens,
+        loss: total(result, recipe),
+        next_token_loss: result.losses.next_token,
+        mtp_loss: result.losses.mtp,
+        balance_loss: unweighted(result.losses.balance, recipe.loss.balance_alpha),
+        lr: result.lr,
+        grad_norm: result.grad_norm,
+        tokens_per_sec: 0.0,
+        bits_per_byte: None,
+        expert_load: has_loads.then(|| shares(&result.tokens_per_expert)),
+    }
 }
 
 fn total(result: &StepResult, recipe: &Recipe) -> f64 {

@@ -187,14 +187,14 @@ fn footer(page: &mut String, certificate: &Certificate) {
     }
     page.push_str(
         "</dl>\n<p class=\"soft\">A certificate sums up; it is no evidence itself. Whoever has the run \
-         directory can test it again:</p>\n<pre><code>dokja audit verify RUN_DIR",
+         directory can test it again, and repeat parts of its training:</p>\n<pre><code>dokja audit verify RUN_DIR",
     );
     if let Some(key) = &certificate.key {
         let _ = write!(page, " --key {}", Escaped(key));
     }
     let _ = write!(
         page,
-        " --head {}</code></pre>\n</footer>\n",
+        " --head {}\ndokja audit replay RUN_DIR</code></pre>\n</footer>\n",
         Escaped(&certificate.ledger_head)
     );
 }

@@ -138,3 +138,61 @@ fn what_is_no_run_or_no_digest_is_told() {
     let wrong = ["audit", "verify", shown(dir.path()), "--key", "12ab"];
     assert_eq!(dokja(&wrong, b"").status.code(), Some(2));
 }
+
+#[test]
+fn segments_are_trained_again_and_a_start_that_was_changed_is_found() {
+    let scratch = tempfile::tempdir().unwrap();
+    let run = make_run(scratch.path());
+    let dir = shown(run.root());
+    let replay = ["audit", "replay", dir, "--segments", "9"];
+    let told = json(&replay);
+    assert_eq!(
+        (&told["verdict"], &told["recorded_segments"]),
+        (&"valid".into(), &2.into())
+    );
+    let steps: Vec<_> = (told["segments"].as_array().unwrap().iter())
+        .map(|segment| {
+            assert_eq!(segment["result"], "same");
+            (
+                segment["first_step"].as_u64().unwrap(),
+                segment["last_step"].as_u64().unwrap(),
+            )
+        })
+        .collect();
+    assert_eq!(steps, [(1, 2), (3, 4)]);
+    // One of them, drawn; the same one for the same seed.
+    let one = |seed: &str| json(&["audit", "replay", dir, "--seed", seed])["segments"].clone();
+    assert_eq!(one("1").as_array().unwrap().len(), 1);
+    assert_eq!(one("1"), one("1"));
+
+    let start = run.checkpoint(Stage::Pretrain, 2);
+    let path = start.join("optimizer.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let last = bytes.len() - 4;
+    bytes[last] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let output = dokja(&[&replay[..], &["--json"]].concat(), b"");
+    assert_eq!(output.status.code(), Some(1));
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(told["verdict"], "broken");
+    assert_eq!(told["segments"][0]["result"], "same");
+    let difference = told["segments"][1]["difference"].as_str().unwrap();
+    assert!(
+        difference.starts_with("the state of the optimizer it starts from"),
+        "{difference}"
+    );
+
+    // Without what it starts from, a segment is left out, and that is said.
+    fs::remove_dir_all(&start).unwrap();
+    let output = dokja(&replay, b"");
+    assert!(output.status.success());
+    let notes = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        notes.contains("1 of 2 segments cannot be repeated"),
+        "{notes}"
+    );
+
+    fs::write(run.ledger(), b"{}\n").unwrap();
+    assert!(fails(&replay, b"").contains("`dokja audit verify` shows all of it"));
+    assert!(fails(&["audit", "replay", shown(scratch.path())], b"").contains("holds no run"));
+}

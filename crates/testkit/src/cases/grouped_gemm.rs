@@ -20,54 +20,54 @@ const SIZES: [(&[usize], usize, usize); 6] = [
     (&[0, 12, 24, 1], 64, 513),
     (&[64, 70, 61, 60, 66, 63, 0, 128], 384, 192),
 ];
-/// The experts of a training step, and of a token.
-const REAL: [(&[usize], usize, usize); 3] = [
-    (&[1024; 16], 384, 384),
-    (&[1024; 16], 192, 384),
-    (&[1, 0, 1, 0, 1, 1, 0, 0], 2048, 1024),
+/// The experts of a training step, whose tokens are 384 wide and their own width is 192, and of a token.
+const EXPERTS: &[usize] = &[1024; 16];
+const REAL: [(Kind, &[usize], usize, usize); 7] = [
+    (Kind::Gathered, EXPERTS, 384, 384),
+    (Kind::InOrder, EXPERTS, 384, 192),
+    (Kind::Transposed, EXPERTS, 384, 384),
+    (Kind::Transposed, EXPERTS, 384, 192),
+    (Kind::Weight, EXPERTS, 384, 384),
+    (Kind::Weight, EXPERTS, 384, 192),
+    (Kind::Gathered, &[1, 0, 1, 0, 1, 1, 0, 0], 2048, 1024),
 ];
 
 /// The table.
 pub fn cases(mode: Mode) -> Vec<Box<dyn Case>> {
-    if mode == Mode::Grad {
-        return Vec::new(); // those of `gemm`, group by group
-    }
-    let sizes = if mode == Mode::Perf {
-        &REAL[..]
-    } else {
-        &SIZES
-    };
-    let kinds: &[Kind] = if mode == Mode::Perf {
-        &[Kind::Gathered, Kind::Weight]
-    } else {
-        &[
-            Kind::Gathered,
-            Kind::InPlace,
-            Kind::Transposed,
-            Kind::Weight,
-        ]
+    let sized: Vec<_> = match mode {
+        Mode::Grad => Vec::new(), // those of `gemm`, group by group
+        Mode::Perf => REAL.to_vec(),
+        Mode::Conform => {
+            let sizes = SIZES.iter();
+            let of_kinds =
+                |&(groups, n, k)| KINDS.into_iter().map(move |kind| (kind, groups, n, k));
+            sizes.flat_map(of_kinds).collect()
+        }
     };
     let all = computes().into_iter().flat_map(|compute| {
-        let of_kind = move |&kind: &Kind| {
-            sizes.iter().map(move |&(groups, n, k)| Grouped {
-                kind,
-                compute,
-                groups,
-                n,
-                k,
-            })
+        let case = move |&(kind, groups, n, k)| Grouped {
+            kind,
+            compute,
+            groups,
+            n,
+            k,
         };
-        kinds.iter().flat_map(of_kind)
+        sized.iter().map(case).collect::<Vec<_>>()
     });
     boxed(all).collect()
 }
+
+/// With one store or the other: both are the same kernel with another start.
+const KINDS: [Kind; 4] = [Kind::Gathered, Kind::Added, Kind::Transposed, Kind::Weight];
 
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     /// y = x[rows] W^T.
     Gathered,
+    /// y = x W^T.
+    InOrder,
     /// y += x W^T.
-    InPlace,
+    Added,
     /// dx = dy W.
     Transposed,
     /// dW += dy^T x[rows].
@@ -109,7 +109,7 @@ impl Grouped {
     fn x(&self) -> Vec<f32> {
         let rows = match self.kind {
             Kind::Gathered | Kind::Weight => self.tokens(),
-            Kind::InPlace | Kind::Transposed => self.rows(),
+            Kind::InOrder | Kind::Added | Kind::Transposed => self.rows(),
         };
         normal(rows * self.k, "x")
     }
@@ -129,7 +129,7 @@ impl Grouped {
                 .flat_map(|&r| &x[r as usize * self.k..][..self.k])
                 .copied()
                 .collect(),
-            Kind::InPlace | Kind::Transposed => x,
+            Kind::InOrder | Kind::Added | Kind::Transposed => x,
         }
     }
 }
@@ -177,8 +177,8 @@ impl Case for Grouped {
     fn outputs(&self) -> Vec<Output> {
         let (rows, n, k) = (self.rows(), self.n, self.k);
         vec![match self.kind {
-            Kind::Gathered => Output::new("y", rows * n, Tolerance::sums(k)),
-            Kind::InPlace => Output::sum("y", normal(rows * n, "old"), Tolerance::sums(k)),
+            Kind::Gathered | Kind::InOrder => Output::new("y", rows * n, Tolerance::sums(k)),
+            Kind::Added => Output::sum("y", normal(rows * n, "old"), Tolerance::sums(k)),
             Kind::Transposed => Output::new("dx", rows * k, Tolerance::sums(n)),
             Kind::Weight => {
                 let start = normal(self.w().len(), "old");
@@ -196,7 +196,7 @@ impl Case for Grouped {
             let dy = &dy[rows.start * n..rows.end * n];
             let w = &w[e * n * k..(e + 1) * n * k];
             match self.kind {
-                Kind::Gathered | Kind::InPlace => ops::linear(x, w, k),
+                Kind::Gathered | Kind::InOrder | Kind::Added => ops::linear(x, w, k),
                 Kind::Transposed => ops::linear_backward(dy, x, w, k).0,
                 Kind::Weight => ops::linear_backward(dy, x, w, k).1,
             }
@@ -210,17 +210,16 @@ impl Case for Grouped {
         let gather = upload(device, &self.gather());
         let (e, n, k, compute) = (self.groups.len(), self.n, self.k, self.compute);
         match self.kind {
-            Kind::Gathered | Kind::InPlace => {
+            Kind::Gathered | Kind::InOrder | Kind::Added => {
                 let zeros = |_| Packed::new(device, compute, n, k);
                 let mut packed = PackedGroup::of((0..e).map(zeros));
                 for idx in 0..e {
                     packed.pack(device, idx, w.range(idx * n * k..(idx + 1) * n * k));
                 }
                 let gathers = self.kind == Kind::Gathered;
-                let store = if gathers {
-                    Store::Overwrite
-                } else {
-                    Store::Add
+                let store = match self.kind {
+                    Kind::Added => Store::Add,
+                    _ => Store::Overwrite,
                 };
                 Box::new(move |out| {
                     let (y, x, offsets) = (out[0].floats_mut(), x.view(), offsets.view());

@@ -2,13 +2,16 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+mod replay;
+
 use std::ops::ControlFlow;
 
 use data::build::{BuildOptions, Builtin, Options};
 use data::{DialoguePacker, Encoder, Loader, LoaderOptions, TokenData};
 use dokja_train::recipe::SpecialIds;
 use dokja_train::{
-    Batches, Dialogues, Documents, Heldout, Outcome, Recipe, Report, StageError, StageInputs, run,
+    Batches, Dialogues, Documents, Heldout, Outcome, Recipe, Recording, Report, StageError,
+    StageInputs, run,
 };
 use formats::keys::Key;
 use formats::ledger::records::{Data, Genesis, Machine, Tokenizer};
@@ -69,6 +72,35 @@ impl World {
         stop_after: usize,
         sets: &[&str],
     ) -> Result<Outcome, StageError> {
+        let mut steps = 0;
+        self.with_inputs(name, sets, |inputs| {
+            let recording = Recording {
+                resume,
+                genesis: Genesis {
+                    dokja_version: "test".into(),
+                    code_commit: None,
+                    machine: Machine {
+                        cpu: "test".into(),
+                        isa: "test".into(),
+                        cores: 1,
+                        memory_bytes: 0,
+                    },
+                    created: String::new(),
+                },
+                key: Key::from_secret([3; 32]),
+            };
+            let device = Device::cpu(Isa::detect(), threads);
+            run(device, inputs, recording, &mut |report| {
+                steps += usize::from(matches!(report, Report::Step(_)));
+                match steps >= stop_after {
+                    true => ControlFlow::Break(()),
+                    false => ControlFlow::Continue(()),
+                }
+            })
+        })
+    }
+
+    fn with_inputs<R>(&self, name: &str, sets: &[&str], f: impl FnOnce(&StageInputs) -> R) -> R {
         let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
         let recipe = Recipe::from_toml(RECIPE, &sets).unwrap();
         let ids = SpecialIds {
@@ -86,23 +118,11 @@ impl World {
         let inputs = StageInputs {
             run: RunDir::new(&self.dir.path().join(name)),
             stage: Stage::Pretrain,
-            resume,
             recipe: &recipe,
             config: recipe.config(VOCAB_SIZE as usize, &ids).unwrap(),
             batches: &Documents(Loader::new(&self.tokens, options).unwrap()),
             heldout: &Heldout::new(&self.tokens, 24, 2, 200, &token_bytes),
             tokenizer_json: b"{}\n",
-            genesis: Genesis {
-                dokja_version: "test".into(),
-                code_commit: None,
-                machine: Machine {
-                    cpu: "test".into(),
-                    isa: "test".into(),
-                    cores: 1,
-                    memory_bytes: 0,
-                },
-                created: String::new(),
-            },
             data: Data {
                 manifest_sha256: self.tokens.manifest_sha256.clone(),
                 location: self.dir.path().join("data").to_str().unwrap().into(),
@@ -114,20 +134,8 @@ impl World {
                 vocab_size: u64::from(VOCAB_SIZE),
                 trained_on_manifest_sha256: None,
             },
-            key: Key::from_secret([3; 32]),
         };
-        let mut steps = 0;
-        run(
-            Device::cpu(Isa::detect(), threads),
-            &inputs,
-            &mut |report| {
-                steps += usize::from(matches!(report, Report::Step(_)));
-                match steps >= stop_after {
-                    true => ControlFlow::Break(()),
-                    false => ControlFlow::Continue(()),
-                }
-            },
-        )
+        f(&inputs)
     }
 
     fn weights(&self, outcome: &Outcome) -> Vec<u8> {

@@ -1,5 +1,7 @@
 //! `dokja audit`: from a run's final weights back to its random start.
 
+mod replay;
+
 use crate::print;
 use crate::progress::tell;
 use ::audit::{Certificate, Claim, Finding, Outcome, Report, Verdict, VerifyOptions};
@@ -18,6 +20,7 @@ pub(crate) struct Args {
 #[derive(clap::Subcommand)]
 enum Command {
     Verify(VerifyArgs),
+    Replay(replay::Args),
     Report(ReportArgs),
 }
 
@@ -82,6 +85,7 @@ fn digest(text: &str) -> Result<String, String> {
 pub(crate) fn run(args: &Args) -> Result<()> {
     match &args.command {
         Command::Verify(args) => verify(args),
+        Command::Replay(args) => replay::run(args),
         Command::Report(args) => report(args),
     }
 }
