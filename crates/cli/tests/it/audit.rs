@@ -182,6 +182,9 @@ fn segments_are_trained_again_and_a_start_that_was_changed_is_found() {
         "{difference}"
     );
 
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(told.contains("the run was begun by dokja"), "{told}");
+
     // Without what it starts from, a segment is left out, and that is said.
     fs::remove_dir_all(&start).unwrap();
     let output = dokja(&replay, b"");

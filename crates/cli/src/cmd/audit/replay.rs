@@ -7,6 +7,7 @@ use crate::training::{self, Job, Sources};
 use crate::{env, print};
 use ::audit::Verdict;
 use anyhow::{Context, Result, bail};
+use formats::ledger::records::Genesis;
 use formats::ledger::{Event, Record, verify_chain};
 use formats::run_dir::{RunDir, Stage};
 use numerics::Rng;
@@ -104,7 +105,12 @@ pub(super) fn run(args: &Args) -> Result<()> {
     });
     match verdict {
         Verdict::Valid => Ok(()),
-        Verdict::Broken => bail!("trained again, the run does not give what its ledger says"),
+        Verdict::Broken => {
+            if let Some(genesis) = genesis(&records) {
+                tell(&format!("note: {}", recorded_by(&genesis)));
+            }
+            bail!("trained again, the run does not give what its ledger says")
+        }
         Verdict::Incomplete => bail!("no segment of the run can be repeated"),
     }
 }
@@ -130,6 +136,31 @@ fn records(run: &RunDir) -> Result<Vec<Record>> {
         .into_iter()
         .filter_map(|check| check.record)
         .collect())
+}
+
+fn genesis(records: &[Record]) -> Option<Genesis> {
+    records
+        .iter()
+        .find_map(|record| match record.event().ok()? {
+            Event::Genesis(genesis) => Some(genesis),
+            _ => None,
+        })
+}
+
+/// The first thing to look at when bits differ: other code has other bits.
+fn recorded_by(genesis: &Genesis) -> String {
+    let commit = |commit: Option<&str>| match commit {
+        Some(commit) => format!("commit {commit}"),
+        None => "an unknown commit".to_owned(),
+    };
+    format!(
+        "the run was begun by dokja {}, {}, on {}; this is {}, {}",
+        genesis.dokja_version,
+        commit(genesis.code_commit.as_deref()),
+        genesis.machine.cpu,
+        env!("CARGO_PKG_VERSION"),
+        commit(option_env!("DOKJA_COMMIT")),
+    )
 }
 
 /// `count` of them at most, in their order.
