@@ -17,7 +17,7 @@ use formats::run_dir::{RunDir, Stage};
 use model::Layout;
 use tensor::Device;
 
-use crate::checkpoint::{self, Digests};
+use crate::checkpoint::{self, CheckpointError};
 use crate::recorded;
 use crate::stage::{self, StageError, StageInputs};
 use crate::trainer::Trainer;
@@ -50,13 +50,21 @@ impl Segment {
     }
 }
 
-/// The segments of a stage that its ledger has, in order. A checkpoint that is recorded again after an interruption
-/// counts as it was recorded last.
+/// The segments of a stage that its ledger has, in order, without checkpoints that were abandoned: those after the one
+/// that a resumption went on from.
 pub fn segments(records: &[Record], stage: Stage) -> Vec<Segment> {
     let mut ends: Vec<Checkpoint> = Vec::new();
-    for checkpoint in recorded::checkpoints(records, stage) {
-        ends.retain(|before| before.step < checkpoint.step);
-        ends.push(checkpoint);
+    for event in records.iter().filter_map(|record| record.event().ok()) {
+        match event {
+            Event::Resume(resume) if resume.stage == stage => {
+                ends.retain(|end| end.step <= resume.step);
+            }
+            Event::Checkpoint(checkpoint) if checkpoint.stage == stage => {
+                ends.retain(|end| end.step < checkpoint.step);
+                ends.push(checkpoint);
+            }
+            _ => {}
+        }
     }
     let mut start = None;
     let segment = |end: Checkpoint| {
@@ -71,7 +79,7 @@ pub fn segments(records: &[Record], stage: Stage) -> Vec<Segment> {
 pub enum Difference {
     /// What it starts from.
     Start {
-        /// Weights, or state of the optimizer.
+        /// Weights, state of the optimizer, or counters.
         what: &'static str,
         /// As recorded.
         recorded: String,
@@ -126,7 +134,7 @@ pub fn replay(
             &mut trainer,
         )?;
     }
-    if let Some(difference) = start_difference(segment, &checkpoint::digests(&trainer)?) {
+    if let Some(difference) = start_difference(segment, &trainer)? {
         return Ok(Some(Err(difference)));
     }
     let recorded = metrics::read(&inputs.run.metrics(inputs.stage))?;
@@ -200,27 +208,33 @@ fn recorded_place(data: Event, records: &[Record]) -> Event {
     }
 }
 
-fn start_difference(segment: &Segment, found: &Digests) -> Option<Difference> {
-    let weights = (
+fn start_difference(
+    segment: &Segment,
+    trainer: &Trainer,
+) -> Result<Option<Difference>, CheckpointError> {
+    let found = checkpoint::digests(trainer)?;
+    let mut parts = vec![(
         "weights",
-        &segment.end.parent_weights_sha256,
-        &found.weights,
-    );
-    let optimizer = (segment.start.as_ref()).map(|start| {
-        (
+        segment.end.parent_weights_sha256.clone(),
+        found.weights,
+    )];
+    if let Some(start) = &segment.start {
+        parts.push((
             "state of the optimizer",
-            &start.optimizer_sha256,
-            &found.optimizer,
-        )
-    });
-    let (what, recorded, found) = std::iter::once(weights)
-        .chain(optimizer)
-        .find(|(_, recorded, found)| recorded != found)?;
-    Some(Difference::Start {
+            start.optimizer_sha256.clone(),
+            found.optimizer,
+        ));
+        let counters = |step, tokens| format!("{step} steps, {tokens} tokens");
+        let recorded = counters(start.step, start.tokens);
+        parts.push(("counters", recorded, counters(trainer.step, trainer.tokens)));
+    }
+    let differs = |(_, recorded, found): &(_, String, String)| recorded != found;
+    let difference = |(what, recorded, found)| Difference::Start {
         what,
-        recorded: recorded.clone(),
-        found: found.clone(),
-    })
+        recorded,
+        found,
+    };
+    Ok(parts.into_iter().find(differs).map(difference))
 }
 
 /// The first figure that differs, of those that the weights and batches determine.

@@ -44,6 +44,12 @@ impl World {
     }
 }
 
+fn steps(segments: &[Segment]) -> Vec<(u64, u64)> {
+    (segments.iter())
+        .map(|segment| (segment.first_step(), segment.end.step))
+        .collect()
+}
+
 #[test]
 fn every_segment_has_the_recorded_bits_on_any_number_of_threads() {
     let world = World::new();
@@ -51,10 +57,7 @@ fn every_segment_has_the_recorded_bits_on_any_number_of_threads() {
     world.train("run", 2, false, 7, &[]).unwrap();
     world.train("run", 1, true, WHOLE, &[]).unwrap();
     let segments = world.segments("run");
-    let steps: Vec<(u64, u64)> = (segments.iter())
-        .map(|segment| (segment.first_step(), segment.end.step))
-        .collect();
-    assert_eq!(steps, [(0, 5), (5, 7), (7, 10), (10, 12)]);
+    assert_eq!(steps(&segments), [(0, 5), (5, 7), (7, 10), (10, 12)]);
     for (threads, segment) in [1, 2, 3, 1].into_iter().zip(&segments) {
         assert!(segment.missing(&world.run("run")).is_none());
         let result = world.replay("run", segment, threads, &[]).unwrap();
@@ -66,6 +69,17 @@ fn every_segment_has_the_recorded_bits_on_any_number_of_threads() {
         segments.iter().map(is_missing).collect::<Vec<_>>(),
         [false, true, false, false]
     );
+}
+
+#[test]
+fn a_checkpoint_that_a_resumption_left_behind_ends_no_segment() {
+    let world = World::new();
+    world.train("run", 1, false, 7, &[]).unwrap();
+    fs::remove_dir_all(world.run("run").checkpoint(Stage::Pretrain, 7)).unwrap();
+    world.train("run", 1, true, WHOLE, &[]).unwrap();
+    let segments = world.segments("run");
+    assert_eq!(steps(&segments), [(0, 5), (5, 10), (10, 12)]);
+    assert_eq!(world.replay("run", &segments[1], 1, &[]).unwrap(), Ok(()));
 }
 
 #[test]
@@ -91,6 +105,19 @@ fn what_differs_from_the_record_is_named() {
         }
         fs::write(start.join(file), bytes).unwrap();
     }
+
+    // A checkpoint that claims the segment was done already.
+    let path = start.join("trainer.json");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replace("\"step\": 5", "\"step\": 10")).unwrap();
+    match world.replay("run", second, 1, &[]).unwrap() {
+        Err(Difference::Start { what, found, .. }) => {
+            assert_eq!(what, "counters");
+            assert!(found.starts_with("10 steps"), "{found}");
+        }
+        other => panic!("{other:?}"),
+    }
+    fs::write(&path, text).unwrap();
 
     let path = world.run("run").metrics(Stage::Pretrain);
     let text = fs::read_to_string(&path).unwrap();

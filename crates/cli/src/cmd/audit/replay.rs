@@ -288,7 +288,7 @@ fn describe(difference: &Difference) -> String {
             recorded,
             found,
         } => {
-            format!("the {what} it starts from should have the digest {recorded}, and have {found}")
+            format!("the {what} it starts from: recorded {recorded}, found {found}")
         }
         Difference::Step { step, what } => {
             format!("step {step} has another {what} than metrics.jsonl says")
@@ -298,7 +298,7 @@ fn describe(difference: &Difference) -> String {
             recorded,
             computed,
         } => {
-            format!("the {what} at its end should have the digest {recorded}, and have {computed}")
+            format!("the {what} at its end: recorded {recorded}, computed {computed}")
         }
     }
 }
