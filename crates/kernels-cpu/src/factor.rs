@@ -34,7 +34,13 @@ impl Compute {
 /// Runs `$f::<S, F>($args)` for the instruction set `$isa` and the factors that `$compute` names; otherwise as
 /// [`dispatch!`](crate::dispatch).
 macro_rules! dispatch_factors {
-    ($isa:expr, $compute:expr, $f:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)?) => {{
+    ($isa:expr, $compute:expr, $f:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)?) => {
+        $crate::factor::dispatch_factors!(
+            @ $isa, $compute, $f, ($($arg: $ty),*), ($(-> $ret)?),
+            $f::<S, $crate::factor::Bf16>($($arg),*)
+        )
+    };
+    (@ $isa:expr, $compute:expr, $f:ident, ($($arg:ident: $ty:ty),*), ($(-> $ret:ty)?), $of_bf16:expr) => {{
         #[inline(always)]
         unsafe fn in_f32<S: $crate::simd::Simd>($($arg: $ty),*) $(-> $ret)? {
             // SAFETY: forwarded to the caller (so for the block below).
@@ -43,7 +49,7 @@ macro_rules! dispatch_factors {
         #[inline(always)]
         unsafe fn in_bf16<S: $crate::simd::Simd>($($arg: $ty),*) $(-> $ret)? {
             // SAFETY: as above.
-            unsafe { $f::<S, $crate::factor::Bf16>($($arg),*) }
+            unsafe { $of_bf16 }
         }
         match $compute {
             $crate::Compute::F32 => dispatch!($isa, in_f32($($arg: $ty),*) $(-> $ret)?),
@@ -52,6 +58,22 @@ macro_rules! dispatch_factors {
     }};
 }
 pub(crate) use dispatch_factors;
+
+/// The same for operands that are packed for this one use: pairs that would be multiplied value by value are not made.
+/// The values are the same, and so are the sums of products.
+macro_rules! dispatch_own_factors {
+    ($isa:expr, $compute:expr, $f:ident($($arg:ident: $ty:ty),* $(,)?)) => {
+        $crate::factor::dispatch_factors!(
+            @ $isa, $compute, $f, ($($arg: $ty),*), (),
+            if S::PAIR_PARTS == 1 {
+                $f::<S, $crate::factor::Bf16>($($arg),*)
+            } else {
+                $f::<S, $crate::factor::Widened>($($arg),*)
+            }
+        )
+    };
+}
+pub(crate) use dispatch_own_factors;
 
 /// `Simd::LANES` of an instruction set, for layouts that are fixed outside of it.
 pub(crate) fn lanes(isa: Isa) -> usize {
@@ -125,7 +147,7 @@ pub(crate) struct Left {
 pub(crate) struct F32;
 /// Two bf16 a word.
 pub(crate) struct Bf16;
-/// One bf16 a word, as f32: what becomes of pairs that many rows multiply value by value.
+/// One bf16 a word, as f32: what pairs become, or are packed as, where they would be multiplied value by value.
 pub(crate) struct Widened;
 
 impl<S: Simd> Factor<S> for F32 {

@@ -8,7 +8,7 @@
 
 use super::block::{Sizes, product, visible};
 use super::{HeadShape, KV_BLOCK, Memory, TILE, check, visible_blocks};
-use crate::factor::{Factor, Left, as_floats, dispatch_factors};
+use crate::factor::{Factor, Left, as_floats, dispatch_own_factors};
 use crate::pool::SharedMut;
 use crate::row::{self, fold_lanes};
 use crate::simd::{Simd, exp};
@@ -49,7 +49,7 @@ pub fn backward(
         shape,
     };
     cpu.pool.for_each(items, &|item| {
-        dispatch_factors!(isa, compute, backward_item(dq: SharedMut<f32>, dk: SharedMut<f32>, dqkv: SharedMut<f32>, inputs: &Inputs, item: usize));
+        dispatch_own_factors!(isa, compute, backward_item(dq: SharedMut<f32>, dk: SharedMut<f32>, dqkv: SharedMut<f32>, inputs: &Inputs, item: usize));
     });
 }
 

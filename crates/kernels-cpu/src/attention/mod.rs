@@ -13,6 +13,8 @@
 //! Factors of the products are queries, keys, values and weights, in backward also the gradients of the output and
 //! of the scores. In bf16 each is rounded once, as it is packed; scores, softmax and sums are f32, and a row is
 //! divided by the sum of its unrounded weights. The largest weight is 1, so that a row of one key is that value.
+//! A cache holds keys and values in pairs; a training step packs them for itself, and not in pairs where those would
+//! be multiplied value by value.
 //!
 //! Shapes: T tokens, H query heads, G key-value heads, K head_dim; scores never leave the block.
 //! Source: Dao et al. 2022, arXiv:2205.14135; Milakov & Gimelshein 2018, arXiv:1805.02867.
@@ -25,7 +27,7 @@ pub use crate::qk_norm_rope::HeadShape;
 pub use backward::backward;
 pub use cached::{CachedSequence, KvLayer, append_kv, forward_cached};
 
-use crate::factor::{Factor, Words, dispatch_factors};
+use crate::factor::{Factor, Words, dispatch_own_factors};
 use crate::pool::SharedMut;
 use crate::simd::Simd;
 use crate::{Compute, Cpu};
@@ -98,7 +100,7 @@ pub fn forward(
     let (out, lse) = (SharedMut::new(o), SharedMut::new(lse));
     let items = (cu_seqlens.len() - 1) * shape.num_kv_heads;
     cpu.pool.for_each(items, &|item| {
-        dispatch_factors!(isa, compute, forward_item(out: SharedMut<f32>, lse: SharedMut<f32>, q: &[f32], k: &[f32], qkv: &[f32], cu_seqlens: &[u32], window: Option<usize>, shape: HeadShape, item: usize));
+        dispatch_own_factors!(isa, compute, forward_item(out: SharedMut<f32>, lse: SharedMut<f32>, q: &[f32], k: &[f32], qkv: &[f32], cu_seqlens: &[u32], window: Option<usize>, shape: HeadShape, item: usize));
     });
 }
 

@@ -9,7 +9,7 @@
 use super::aside::{ForRows, Output, Values};
 use super::left::{Rows, Scratch};
 use super::micro::{self, Chain, Floats, Tile};
-use crate::factor::{Factor, LINE, Left, Widened, dispatch_factors, lanes};
+use crate::factor::{Factor, LINE, Left, dispatch_own_factors, lanes};
 use crate::pool::{SharedMut, part};
 use crate::simd::Simd;
 use crate::{Compute, Cpu, Isa};
@@ -121,7 +121,7 @@ fn group_tn(
     cols: Range<usize>,
     panels: Range<usize>,
 ) {
-    dispatch_factors!(
+    dispatch_own_factors!(
         isa,
         compute,
         group_tn_of(
@@ -136,29 +136,8 @@ fn group_tn(
     );
 }
 
-/// Both sides are packed for this product alone: pairs that would be multiplied value by value are not made.
 #[inline(always)]
 unsafe fn group_tn_of<S: Simd, F: Factor<S>>(
-    c: SharedMut<f32>,
-    a: Rows,
-    b: Rows,
-    half: Half,
-    rows: Range<usize>,
-    cols: Range<usize>,
-    panels: Range<usize>,
-) {
-    // SAFETY: forwarded to the caller.
-    unsafe {
-        if F::PARTS == 1 {
-            group_tn_in::<S, F>(c, a, b, half, rows, cols, panels);
-        } else {
-            group_tn_in::<S, Widened>(c, a, b, half, rows, cols, panels);
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn group_tn_in<S: Simd, F: Factor<S>>(
     c: SharedMut<f32>,
     a: Rows,
     b: Rows,
