@@ -95,18 +95,18 @@ impl Claim {
             Claim::Files => "What the files mean, and where their contents came from.",
             Claim::Lineage => {
                 "That training from one checkpoint really gives the next: only repeating segments \
-                 of the training shows it, as `dokja audit replay` does."
+                 of the training shows it, as dokja audit replay does."
             }
             Claim::RandomStart => {
                 "That training began from these weights: only repeating its first segment shows it, \
-                 as `dokja audit replay` can."
+                 as dokja audit replay can."
             }
             Claim::Data => {
-                "That exactly these batches were trained on; that the data is free of licences' \
-                 claims, of test questions, or of other models' output."
+                "That exactly these batches were trained on: repeating segments shows it; that the \
+                 data is free of licences' claims, of test questions, or of other models' output."
             }
             Claim::Tokenizer => "That training the tokenizer on this data gives this vocabulary.",
-            Claim::Recipe => "That the recipe was followed.",
+            Claim::Recipe => "That the recipe was followed: repeating segments shows it.",
             Claim::Evaluation => {
                 "That the score comes out again: only repeating the evaluation shows it."
             }
