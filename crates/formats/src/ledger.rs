@@ -194,6 +194,24 @@ impl Record {
     }
 }
 
+/// How the run began, as its ledger says.
+pub fn genesis(records: &[Record]) -> Option<records::Genesis> {
+    let mut events = records.iter().filter_map(|record| record.event().ok());
+    events.find_map(|event| match event {
+        Event::Genesis(genesis) => Some(genesis),
+        _ => None,
+    })
+}
+
+/// The training data, as the ledger says.
+pub fn data(records: &[Record]) -> Option<records::Data> {
+    let mut events = records.iter().filter_map(|record| record.event().ok());
+    events.find_map(|event| match event {
+        Event::Data(data) => Some(data),
+        _ => None,
+    })
+}
+
 /// What opening a ledger had to put in order after a process was killed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recovery {

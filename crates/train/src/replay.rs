@@ -11,7 +11,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use formats::ledger::records::{Checkpoint, Data};
-use formats::ledger::{Event, Record};
+use formats::ledger::{self, Event, Record};
 use formats::metrics::{self, StepMetrics};
 use formats::run_dir::{RunDir, Stage};
 use model::Layout;
@@ -196,14 +196,8 @@ fn check_inputs(
 
 /// Data are what their manifest says, wherever they lie.
 fn recorded_place(data: Event, records: &[Record]) -> Event {
-    let recorded = records
-        .iter()
-        .find_map(|record| match record.event().ok()? {
-            Event::Data(recorded) => Some(recorded.location),
-            _ => None,
-        });
-    match (data, recorded) {
-        (Event::Data(data), Some(location)) => Event::Data(Data { location, ..data }),
+    match (data, ledger::data(records)) {
+        (Event::Data(data), Some(Data { location, .. })) => Event::Data(Data { location, ..data }),
         (data, _) => data,
     }
 }

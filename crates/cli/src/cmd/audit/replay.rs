@@ -8,7 +8,7 @@ use crate::{env, print};
 use ::audit::Verdict;
 use anyhow::{Context, Result, bail};
 use formats::ledger::records::Genesis;
-use formats::ledger::{Event, Record, verify_chain};
+use formats::ledger::{self, Record, verify_chain};
 use formats::run_dir::{RunDir, Stage};
 use numerics::Rng;
 use serde_json::json;
@@ -106,7 +106,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     match verdict {
         Verdict::Valid => Ok(()),
         Verdict::Broken => {
-            if let Some(genesis) = genesis(&records) {
+            if let Some(genesis) = ledger::genesis(&records) {
                 tell(&format!("note: {}", recorded_by(&genesis)));
             }
             bail!("trained again, the run does not give what its ledger says")
@@ -136,15 +136,6 @@ fn records(run: &RunDir) -> Result<Vec<Record>> {
         .into_iter()
         .filter_map(|check| check.record)
         .collect())
-}
-
-fn genesis(records: &[Record]) -> Option<Genesis> {
-    records
-        .iter()
-        .find_map(|record| match record.event().ok()? {
-            Event::Genesis(genesis) => Some(genesis),
-            _ => None,
-        })
 }
 
 /// The first thing to look at when bits differ: other code has other bits.
@@ -180,13 +171,10 @@ fn repeat<'a>(
 ) -> Result<Vec<Repeated<'a>>> {
     let steps = segments.iter().map(|segment| segment.steps()).sum();
     let mut bar = Progress::new("repeating", Unit::Of("steps"), 0, steps);
-    let isa = records
-        .iter()
-        .find_map(|record| match record.event().ok()? {
-            Event::Genesis(genesis) => Some(genesis.machine.isa),
-            _ => None,
-        });
-    let isa = isa.context("the ledger does not say with which instruction set the run began")?;
+    let isa = ledger::genesis(records)
+        .context("the ledger does not say with which instruction set the run began")?
+        .machine
+        .isa;
     let (mut repeated, mut before) = (Vec::new(), 0);
     for stage in Stage::ALL {
         let of_stage: Vec<&Segment> = (segments.iter().copied())
@@ -195,7 +183,7 @@ fn repeat<'a>(
         if of_stage.is_empty() {
             continue;
         }
-        let recipe = recipe(run, stage)?;
+        let recipe = training::read_recipe(&run.recipe(stage), &[])?;
         let job = Job {
             run: run.clone(),
             stage,
@@ -229,11 +217,6 @@ fn repeat<'a>(
     Ok(repeated)
 }
 
-/// The recipe that a stage was trained with.
-fn recipe(run: &RunDir, stage: Stage) -> Result<Recipe> {
-    training::read_recipe(&run.recipe(stage), &[])
-}
-
 /// The data where the ledger says, or where the auditor does, and the tokenizer of the run.
 fn sources(
     data: Option<&Path>,
@@ -241,12 +224,7 @@ fn sources(
     records: &[Record],
     recipe: &Recipe,
 ) -> Result<Sources> {
-    let location = records
-        .iter()
-        .find_map(|record| match record.event().ok()? {
-            Event::Data(data) => Some(run.root().join(data.location)),
-            _ => None,
-        });
+    let location = ledger::data(records).map(|data| run.root().join(data.location));
     let mut placed = recipe.clone();
     placed.data.dir = data.map(Path::to_path_buf).or(location);
     placed.data.tokenizer = Some(run.tokenizer());
