@@ -11,7 +11,7 @@
 use crate::config::{Architecture, ModelConfig, NormPlacement};
 
 /// A tensor, by what it does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Part {
     /// The embedding.
     EmbedTokens,
@@ -34,7 +34,7 @@ pub enum Part {
 }
 
 /// A tensor of a decoder layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum LayerPart {
     /// The norm of attention.
     AttentionNorm,
@@ -65,7 +65,7 @@ pub enum LayerPart {
 }
 
 /// A matrix of a SwiGLU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Projection {
     /// What is gated with.
     Gate,

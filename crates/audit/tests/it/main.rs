@@ -1,3 +1,4 @@
 //! The audit of whole run directories.
 
+mod compare;
 mod verify;

@@ -199,3 +199,36 @@ fn segments_are_trained_again_and_a_start_that_was_changed_is_found() {
     assert!(fails(&replay, b"").contains("`dokja audit verify` shows all of it"));
     assert!(fails(&["audit", "replay", shown(scratch.path())], b"").contains("holds no run"));
 }
+
+#[test]
+fn a_model_is_found_to_be_related_to_what_was_made_from_it_in_another_layout() {
+    let scratch = tempfile::tempdir().unwrap();
+    let run = make_run(scratch.path());
+    let gguf = scratch.path().join("model.gguf");
+    let (dir, file) = (shown(run.root()), shown(&gguf));
+    ok(
+        &["convert", dir, file, "--to", "gguf", "--type", "bf16"],
+        b"",
+    );
+    let comparison = json(&["audit", "compare", dir, file, "--reference", dir]);
+    assert_eq!(comparison["verdict"], "related", "{comparison:#}");
+    let findings = comparison["findings"].as_array().unwrap();
+    let mlp = findings.iter().find(|f| f["component"] == "mlp").unwrap();
+    assert_eq!(mlp["result"], "related");
+    let in_place = &mlp["in_place"];
+    assert_eq!(in_place["matches"], in_place["units"]);
+    assert!(in_place["p_value"].as_f64().unwrap() < 0.001);
+    assert_eq!(comparison["references"].as_array().unwrap().len(), 2);
+    assert_eq!(comparison["tokenizers"]["jaccard"], 1.0);
+    assert!(!comparison["cannot_conclude"].as_array().unwrap().is_empty());
+
+    let told = ok(&["audit", "compare", dir, file], b"");
+    assert!(
+        told.starts_with("related: ") && told.contains("\n  mlp "),
+        "{told}"
+    );
+    let wrong = dokja(&["audit", "compare", dir, file, "--alpha", "2"], b"");
+    assert_eq!(wrong.status.code(), Some(2));
+    let told = fails(&["audit", "compare", dir, "/no/such/model"], b"");
+    assert!(told.contains("/no/such/model"), "{told}");
+}

@@ -1,5 +1,6 @@
-//! `dokja audit`: from a run's final weights back to its random start.
+//! `dokja audit`: from a run's final weights back to its random start, and beside the weights of others.
 
+mod compare;
 mod replay;
 
 use crate::print;
@@ -21,6 +22,7 @@ pub(crate) struct Args {
 enum Command {
     Verify(VerifyArgs),
     Replay(replay::Args),
+    Compare(compare::Args),
     Report(ReportArgs),
 }
 
@@ -86,6 +88,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     match &args.command {
         Command::Verify(args) => verify(args),
         Command::Replay(args) => replay::run(args),
+        Command::Compare(args) => compare::run(args),
         Command::Report(args) => report(args),
     }
 }
