@@ -16,9 +16,10 @@ const UNSAFE_ALLOWED: [&str; 3] = [
 ];
 
 /// Arrows that must not exist: training cannot see test sets, engines do not know text.
-const FORBIDDEN: [(&str, &str); 7] = [
+const FORBIDDEN: [(&str, &str); 8] = [
     ("dokja-train", "dokja-infer"),
     ("dokja-train", "dokja-eval"),
+    ("dokja-posttrain", "dokja-eval"),
     ("dokja-data", "dokja-eval"),
     ("dokja-infer", "dokja-tokenizer"),
     ("dokja-model", "dokja-data"),

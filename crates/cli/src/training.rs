@@ -13,6 +13,7 @@ use formats::run_dir::{RunDir, Stage};
 use kernels_cpu::peak::{self, Factor};
 use model::config::Compute;
 use model::{Layout, ModelConfig, flops};
+use posttrain::{Problem, Rollouts};
 use serde_json::json;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -183,31 +184,56 @@ impl Sources {
 
     /// The dialogues as ids, with the assistant's words marked.
     fn dialogues(&self) -> Result<Vec<(Vec<u32>, Vec<bool>)>> {
-        let options = ChatOptions {
-            enable_thinking: false,
-            add_generation_prompt: false,
-            tools: &[],
-        };
         let mut all = Vec::new();
         for dialogue in data::shard::records::<Dialogue>(&self.dir, Split::Dialogues)? {
-            let dialogue = dialogue?;
-            let messages = dialogue.messages.iter().map(|message| {
-                let role = match message.role.as_str() {
-                    "system" => Role::System,
-                    "user" => Role::User,
-                    "assistant" => Role::Assistant,
-                    other => bail!(
-                        "a dialogue of {} has a turn of {other:?}",
-                        self.dir.display()
-                    ),
-                };
-                Ok(Message::new(role, message.content.clone()))
-            });
-            let messages = messages.collect::<Result<Vec<_>>>()?;
-            let rendered = render(&self.tokenizer, &messages, &options)?;
+            let messages = self.messages(&dialogue?)?;
+            let rendered = render(&self.tokenizer, &messages, &CHAT)?;
             all.push((rendered.ids, rendered.loss_mask));
         }
         Ok(all)
+    }
+
+    /// The last question of each dialogue whose source begins with one of `of` (all where there are none), and its
+    /// answer.
+    fn problems(&self, of: &[String]) -> Result<Vec<Problem>> {
+        let mut all = Vec::new();
+        for dialogue in data::shard::records::<Dialogue>(&self.dir, Split::Dialogues)? {
+            let dialogue = dialogue?;
+            if !of.is_empty() && !of.iter().any(|source| dialogue.source.starts_with(source)) {
+                continue;
+            }
+            let messages = self.messages(&dialogue)?;
+            let Some((answer, asked)) = messages.split_last() else {
+                continue;
+            };
+            if answer.role == Role::Assistant && !asked.is_empty() {
+                let options = ChatOptions {
+                    add_generation_prompt: true,
+                    ..CHAT
+                };
+                all.push(Problem {
+                    prompt_ids: render(&self.tokenizer, asked, &options)?.ids,
+                    reference: answer.content.clone(),
+                });
+            }
+        }
+        Ok(all)
+    }
+
+    fn messages(&self, dialogue: &Dialogue) -> Result<Vec<Message>> {
+        let messages = dialogue.messages.iter().map(|message| {
+            let role = match message.role.as_str() {
+                "system" => Role::System,
+                "user" => Role::User,
+                "assistant" => Role::Assistant,
+                other => bail!(
+                    "a dialogue of {} has a turn of {other:?}",
+                    self.dir.display()
+                ),
+            };
+            Ok(Message::new(role, message.content.clone()))
+        });
+        messages.collect()
     }
 
     /// Bytes of text that each id stands for; none for special tokens.
@@ -220,6 +246,13 @@ impl Sources {
         .collect()
     }
 }
+
+/// How dialogues are rendered to be learned from.
+const CHAT: ChatOptions<'_> = ChatOptions {
+    enable_thinking: false,
+    add_generation_prompt: false,
+    tools: &[],
+};
 
 /// Refuses what would not fit.
 pub(crate) fn check_memory(estimate: &Estimate) -> Result<()> {
@@ -262,7 +295,7 @@ pub(crate) fn with_inputs<R>(
     let (run, recipe) = (&job.run, job.recipe);
     let config = match job.stage {
         Stage::Pretrain => sources.config(recipe)?,
-        Stage::Sft => parent_config(run, recipe)?,
+        Stage::Sft | Stage::Rl => parent_config(run, job.stage, recipe)?,
     };
     let estimate = Estimate::new(&config, recipe);
     check_memory(&estimate)?;
@@ -277,6 +310,14 @@ pub(crate) fn with_inputs<R>(
     );
     let documents;
     let dialogues;
+    let rollouts;
+    let reward = |problem: &Problem, ids: &[u32]| {
+        let answer = sources.tokenizer.decode(ids, true);
+        f64::from(u8::from(posttrain::reward::is_right(
+            &problem.reference,
+            &answer,
+        )))
+    };
     let loader = |rows_per_batch| {
         let options = LoaderOptions {
             seq_len: train.seq_len,
@@ -287,9 +328,12 @@ pub(crate) fn with_inputs<R>(
         Loader::new(&tokens, options)
     };
     let replay_rows = recipe.data.replay_rows;
+    if recipe.rl.is_some() && job.stage != Stage::Rl {
+        bail!("[rl] is for `dokja rl`: {} asks no questions", job.stage);
+    }
     let batches: &dyn Batches = match job.stage {
-        Stage::Pretrain if replay_rows > 0 => {
-            bail!("data.replay_rows is for instruction tuning: here all rows are documents");
+        Stage::Pretrain | Stage::Rl if replay_rows > 0 => {
+            bail!("data.replay_rows is for instruction tuning; remove it");
         }
         Stage::Pretrain => {
             documents = Documents(loader(train.rows_per_micro_step)?);
@@ -306,6 +350,13 @@ pub(crate) fn with_inputs<R>(
             let replay = (replay_rows > 0).then(|| loader(replay_rows)).transpose()?;
             dialogues = Dialogues::new(packer, replay);
             &dialogues
+        }
+        Stage::Rl => {
+            let of = recipe.rl.as_ref().map_or(&[][..], |rl| &rl.sources);
+            let problems = sources.problems(of)?;
+            let stop_id = sources.specials.endofturn;
+            rollouts = Rollouts::new(problems, recipe, stop_id, &reward)?;
+            &rollouts
         }
     };
     let inputs = StageInputs {
@@ -340,6 +391,7 @@ fn train_from(job: &Job, inputs: &StageInputs, estimate: &Estimate) -> Result<Tr
     let name = match job.stage {
         Stage::Pretrain => "pretraining",
         Stage::Sft => "tuning",
+        Stage::Rl => "reinforcing",
     };
     let mut bar: Option<Progress> = None;
     let outcome = train::run(device, inputs, recording, &mut |report| {
@@ -349,11 +401,12 @@ fn train_from(job: &Job, inputs: &StageInputs, estimate: &Estimate) -> Result<Tr
             }
             Report::Step(metrics) => {
                 if let Some(bar) = &mut bar {
-                    let mut note = format!(
-                        "loss {:.3}, {} tokens/s",
-                        metrics.next_token_loss,
-                        grouped(metrics.tokens_per_sec as u64)
-                    );
+                    let mut note = match metrics.reward {
+                        Some(reward) => format!("reward {reward:.3}"),
+                        None => format!("loss {:.3}", metrics.next_token_loss),
+                    };
+                    let per_sec = grouped(metrics.tokens_per_sec as u64);
+                    note.push_str(&format!(", {per_sec} tokens/s"));
                     if let Some(bits) = metrics.bits_per_byte {
                         note.push_str(&format!(", {bits:.3} bits per byte"));
                     }
@@ -434,9 +487,9 @@ pub(crate) fn stop_if_asked() -> ControlFlow<()> {
 }
 
 /// The architecture of the pretrained model, multiplied in the type that the recipe of this stage names.
-fn parent_config(run: &RunDir, recipe: &Recipe) -> Result<ModelConfig> {
+fn parent_config(run: &RunDir, stage: Stage, recipe: &Recipe) -> Result<ModelConfig> {
     if recipe.model.is_some() {
-        let (stage, is_missing) = (Stage::Sft, false);
+        let is_missing = false;
         return Err(train::recipe::RecipeError::ModelSection { stage, is_missing }.into());
     }
     let Some(parent) = run.latest_checkpoint(Stage::Pretrain)? else {

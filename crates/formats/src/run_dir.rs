@@ -67,17 +67,20 @@ pub enum Stage {
     Pretrain,
     /// Instruction tuning.
     Sft,
+    /// Reinforcement learning.
+    Rl,
 }
 
 impl Stage {
     /// All of them, in order.
-    pub const ALL: [Stage; 2] = [Stage::Pretrain, Stage::Sft];
+    pub const ALL: [Stage; 3] = [Stage::Pretrain, Stage::Sft, Stage::Rl];
 
     /// The name of its directory.
     pub fn name(self) -> &'static str {
         match self {
             Stage::Pretrain => "pretrain",
             Stage::Sft => "sft",
+            Stage::Rl => "rl",
         }
     }
 }
@@ -251,8 +254,8 @@ pub fn make_dir(path: &Path) -> Result<(), FileError> {
     fs::create_dir_all(path).map_err(|e| FileError::io("create", path, e))
 }
 
-/// Finds what MODEL means: a file or checkpoint directory itself, or the last checkpoint of a run (`sft`
-/// if it has one, else `pretrain`).
+/// Finds what MODEL means: a file or checkpoint directory itself, or the last checkpoint of a run's last stage that has
+/// one.
 pub fn resolve_model(path: &Path) -> Result<PathBuf, RunDirError> {
     let metadata = fs::metadata(path).map_err(|e| FileError::io("read", path, e))?;
     if metadata.is_file() || is_model(path) {

@@ -36,6 +36,8 @@ pub struct Batch {
     pub ids: Vec<u32>,
     /// (T), the token after each, or [`IGNORE`].
     pub targets: Vec<u32>,
+    /// (T), what the loss of each target counts, perhaps less than nothing; empty: one each.
+    pub weights: Vec<f32>,
     /// (T), the token after that, or [`IGNORE`].
     pub mtp_targets: Vec<u32>,
     /// (T), the token after each whether or not it is to be predicted: what the prediction layer embeds.
@@ -77,6 +79,12 @@ impl Batch {
     /// Adds the sequences of another batch.
     pub fn append(&mut self, other: &Batch) {
         let rows = self.ids.len() as u32;
+        if !self.weights.is_empty() || !other.weights.is_empty() {
+            self.weights.resize(self.targets.len(), 1.0);
+            self.weights.extend(&other.weights);
+            let targets = self.targets.len() + other.targets.len();
+            self.weights.resize(targets, 1.0);
+        }
         self.ids.extend(&other.ids);
         self.targets.extend(&other.targets);
         self.mtp_targets.extend(&other.mtp_targets);
@@ -90,6 +98,9 @@ impl Batch {
         if self.ids.len() < tokens {
             self.ids.resize(tokens, pad_id);
             self.targets.resize(tokens, IGNORE);
+            if !self.weights.is_empty() {
+                self.weights.resize(tokens, 0.0);
+            }
             self.mtp_targets.resize(tokens, IGNORE);
             self.next_ids.resize(tokens, pad_id);
             self.cu_seqlens.push(tokens as u32);
@@ -123,7 +134,7 @@ pub struct Objective {
 /// Parts of the loss, each already divided as [`Objective`] says; micro-steps add up.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Losses {
-    /// Mean cross-entropy of the next token, in nats.
+    /// Mean cross-entropy of the next token, in nats; where targets have weights, of each times its weight.
     pub next_token: f64,
     /// Mean cross-entropy of the token after next, in nats, before its weight.
     pub mtp: f64,
@@ -525,6 +536,7 @@ impl Transformer {
             h,
             dh,
             &batch.targets,
+            &batch.weights,
             1.0 / count,
             logits,
             row_losses,
@@ -619,6 +631,7 @@ impl Transformer {
             &s.h,
             &mut s.dh,
             targets,
+            &[],
             scale,
             logits,
             losses,
@@ -751,7 +764,8 @@ impl TrainState {
     }
 }
 
-/// Cross-entropy of the head on h (T, D): adds the head's gradient, writes dh, returns the summed loss.
+/// Cross-entropy of the head on h (T, D), each row's times its weight (all one where there are none): adds the head's
+/// gradient, writes dh, returns the sum.
 fn head_loss(
     device: &Device,
     lm_head: &Linear,
@@ -759,6 +773,7 @@ fn head_loss(
     h: &Tensor,
     dh: &mut Tensor,
     targets: &[u32],
+    weights: &[f32],
     scale: f64,
     logits: &mut Tensor,
     losses: &mut Tensor,
@@ -773,6 +788,10 @@ fn head_loss(
         let rows = rows_at_once.min(t - start);
         let span = start * d..(start + rows) * d;
         chunk_targets.write(&targets[start..start + rows]);
+        let weights = weights.get(start..start + rows).unwrap_or_default();
+        for (scale_of, weight) in scales.host_mut().iter_mut().zip(weights) {
+            *scale_of = (scale * f64::from(*weight)) as f32;
+        }
         let z = 0..rows * v;
         lm_head.forward(
             device,
@@ -787,9 +806,10 @@ fn head_loss(
             chunk_targets.range(0..rows),
             scales.range(0..rows),
         );
-        total += losses.host()[..rows]
-            .iter()
-            .map(|&l| f64::from(l))
+        let weight = |row: usize| weights.get(row).map_or(1.0, |w| f64::from(*w));
+        let losses = losses.host()[..rows].iter().enumerate();
+        total += losses
+            .map(|(row, &l)| weight(row) * f64::from(l))
             .sum::<f64>();
         let dz = logits.range(z);
         lm_head.backward_input(device, dh.range_mut(span.clone()), dz, Store::Overwrite);

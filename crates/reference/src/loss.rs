@@ -14,6 +14,9 @@ pub struct Sequence {
     pub ids: Vec<u32>,
     /// (T), whether predicting the token counts: of a conversation only the answers do.
     pub is_target: Vec<bool>,
+    /// (T), how much predicting the token as the next one counts: of a sampled answer how much better or worse than
+    /// others it is.
+    pub weights: Vec<f64>,
 }
 
 impl Sequence {
@@ -22,7 +25,14 @@ impl Sequence {
         Sequence {
             ids: ids.to_vec(),
             is_target: vec![true; ids.len()],
+            weights: vec![1.0; ids.len()],
         }
+    }
+
+    /// What the losses of the targets of rows 0..`rows`, each the token after it, count.
+    pub fn target_weights(&self, rows: usize) -> Vec<f64> {
+        let weight = |t: usize| self.weights.get(t + 1).copied().unwrap_or(0.0);
+        (0..rows).map(weight).collect()
     }
 
     /// What rows 0..`rows` of the logits are to predict: row t token t + `ahead`, where there is one
@@ -47,7 +57,7 @@ pub struct Objective {
 /// The parts of the total.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Losses {
-    /// Mean cross-entropy of the next token, in nats.
+    /// Mean cross-entropy of the next token, in nats, each times its weight.
     pub next_token: f64,
     /// Mean cross-entropy of the token after next, in nats.
     pub mtp: f64,
@@ -155,7 +165,9 @@ mod tests {
         let sequence = Sequence {
             ids: vec![5, 6, 7, 8],
             is_target: vec![true, false, true, true],
+            weights: vec![1.0, 2.0, -3.0, 4.0],
         };
+        assert_eq!(sequence.target_weights(4), [2.0, -3.0, 4.0, 0.0]);
         assert_eq!(sequence.targets(1, 4), [None, Some(7), Some(8), None]);
         assert_eq!(sequence.targets(2, 3), [Some(7), Some(8), None]);
     }

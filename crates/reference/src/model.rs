@@ -17,7 +17,7 @@ use crate::layers::{
 use crate::loss::{
     Losses, Objective, Sequence, balance_loss, cross_entropy, cross_entropy_backward,
 };
-use crate::ops::{add_scaled, embedding, embedding_backward};
+use crate::ops::{add_scaled, dot, embedding, embedding_backward};
 use crate::{Config, MlpLayerType, Tensor, Tensors};
 use std::collections::BTreeMap;
 
@@ -254,7 +254,8 @@ fn pass(
             .mtp
             .as_ref()
             .map_or(vec![], |_| second_of(sequence));
-        losses.next_token += next_scale * sum(&cross_entropy(&output.logits, &next));
+        let worth = sequence.target_weights(next.len());
+        losses.next_token += next_scale * dot(&worth, &cross_entropy(&output.logits, &next));
         losses.mtp += mtp_scale * sum(&cross_entropy(&output.mtp_logits, &second));
         let routings = output.kept.blocks.iter().filter_map(BlockKept::routing);
         for routing in routings.filter(|_| has_tokens) {
@@ -262,7 +263,7 @@ fn pass(
             losses.balance += balance_loss(alpha, scores, ids, cfg.num_experts_per_tok);
         }
         if let Some(grads) = grads.as_deref_mut().filter(|_| has_tokens) {
-            let scales = vec![next_scale; next.len()];
+            let scales: Vec<f64> = worth.iter().map(|worth| next_scale * worth).collect();
             let dlogits = cross_entropy_backward(&scales, &output.logits, &next);
             let scales = vec![objective.mtp_weight * mtp_scale; second.len()];
             let dmtp = cross_entropy_backward(&scales, &output.mtp_logits, &second);
@@ -373,6 +374,7 @@ mod tests {
             Sequence {
                 ids: vec![7, 0, 3, 8, 8],
                 is_target: vec![false, false, true, false, true],
+                weights: vec![1.0, 1.0, 0.5, 1.0, -2.0],
             },
         ]
     }
@@ -441,6 +443,7 @@ mod tests {
             let sequence = Sequence {
                 ids: ids.to_vec(),
                 is_target: is_target.to_vec(),
+                weights: vec![1.0; 5],
             };
             forward(&cfg, &weights, &[sequence], &OBJECTIVE)
                 .losses

@@ -32,37 +32,15 @@ fn of_stage(run: &Run, stage: &StageRun) -> String {
             "Learning to answer",
             "Instruction tuning: dialogues in the chat format; only the answers count in the loss.",
         ),
+        Stage::Rl => (
+            "Learning from its own answers",
+            "Reinforcement learning: the model answers each question several times, and what was better than the others \
+             becomes likelier.",
+        ),
     };
-    let mut series = vec![Series {
-        name: "next token",
-        class: "a",
-        values: column(|m| m.next_token_loss),
-    }];
-    let mtp = column(|m| m.mtp_loss);
-    if mtp.iter().any(|loss| *loss != 0.0) {
-        series.push(Series {
-            name: "token after",
-            class: "b",
-            values: mtp,
-        });
-    }
-    let guess = vocab_size(run).filter(|_| stage.stage == Stage::Pretrain);
-    let loss = Lines {
-        title: "Loss",
-        note: loss_note(stage, metrics),
-        unit: "nats per token",
-        x: &x,
-        x_unit: "tokens",
-        series,
-        is_log: true,
-        from_zero: false,
-        is_smoothed: true,
-        guide: guess.map(|v| {
-            let value = (v as f64).ln();
-            let name = format!("guessing among {} tokens: {}", grouped(v), figure(value));
-            (value, name)
-        }),
-        size: Size::Large,
+    let large = match stage.stage {
+        Stage::Rl => rewards(&x, metrics),
+        Stage::Pretrain | Stage::Sft => losses(run, stage, &x),
     };
     let mut small = String::new();
     small.push_str(&bits_per_byte(metrics));
@@ -106,9 +84,82 @@ fn of_stage(run: &Run, stage: &StageRun) -> String {
         add("Balance loss", "unweighted", balance, false, true);
     }
     format!(
-        "<section><h2>{title}</h2><p>{what}</p>{}<div class=multiples>{small}</div></section>\n",
-        loss.figure()
+        "<section><h2>{title}</h2><p>{what}</p>{large}<div class=multiples>{small}</div></section>\n"
     )
+}
+
+/// The course of the loss.
+fn losses(run: &Run, stage: &StageRun, x: &[f64]) -> String {
+    let metrics = &stage.metrics;
+    let column = |value: fn(&StepMetrics) -> f64| metrics.iter().map(value).collect::<Vec<f64>>();
+    let mut series = vec![Series {
+        name: "next token",
+        class: "a",
+        values: column(|m| m.next_token_loss),
+    }];
+    let mtp = column(|m| m.mtp_loss);
+    if mtp.iter().any(|loss| *loss != 0.0) {
+        series.push(Series {
+            name: "token after",
+            class: "b",
+            values: mtp,
+        });
+    }
+    let guess = vocab_size(run).filter(|_| stage.stage == Stage::Pretrain);
+    let loss = Lines {
+        title: "Loss",
+        note: loss_note(stage, metrics),
+        unit: "nats per token",
+        x,
+        x_unit: "tokens",
+        series,
+        is_log: true,
+        from_zero: false,
+        is_smoothed: true,
+        guide: guess.map(|v| {
+            let value = (v as f64).ln();
+            let name = format!("guessing among {} tokens: {}", grouped(v), figure(value));
+            (value, name)
+        }),
+        size: Size::Large,
+    };
+    loss.figure()
+}
+
+/// The course of the reward.
+fn rewards(x: &[f64], metrics: &[StepMetrics]) -> String {
+    let values: Vec<f64> = (metrics.iter())
+        .map(|m| m.reward.unwrap_or(f64::NAN))
+        .collect();
+    // Single steps ask too few questions to be compared.
+    let few = values.len().div_ceil(10);
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len().max(1) as f64;
+    let (first, last) = (mean(&values[..few]), mean(&values[values.len() - few..]));
+    let tokens = metrics.last().map_or(0, |m| m.tokens);
+    let lines = Lines {
+        title: "Reward",
+        note: format!(
+            "from {} to {} (means of a tenth of the steps) over {} steps and {} tokens of questions and answers",
+            figure(first),
+            figure(last),
+            grouped(metrics.len() as u64),
+            figure(tokens as f64)
+        ),
+        unit: "mean of a step's answers",
+        x,
+        x_unit: "tokens",
+        series: vec![Series {
+            name: "Reward",
+            class: "a",
+            values,
+        }],
+        is_log: false,
+        from_zero: true,
+        is_smoothed: true,
+        guide: None,
+        size: Size::Large,
+    };
+    lines.figure()
 }
 
 fn loss_note(stage: &StageRun, metrics: &[StepMetrics]) -> String {
@@ -122,7 +173,7 @@ fn loss_note(stage: &StageRun, metrics: &[StepMetrics]) -> String {
     let axis = "nats per token, logarithmic";
     let what = match stage.stage {
         Stage::Pretrain => "tokens",
-        Stage::Sft => "tokens of dialogue",
+        Stage::Sft | Stage::Rl => "tokens of dialogue",
     };
     format!(
         "from {} to {} over {steps} and {} {what}; {axis}",

@@ -17,6 +17,13 @@ impl Device {
         Device::Cpu(Cpu::new(isa, threads))
     }
 
+    /// The same device with threads of its own, for what runs beside.
+    pub fn again(&self) -> Device {
+        match self {
+            Device::Cpu(cpu) => Device::cpu(cpu.isa(), cpu.pool.threads()),
+        }
+    }
+
     /// The name under which results of this device are bit-identical: its instruction set.
     pub fn name(&self) -> &'static str {
         match self {

@@ -239,6 +239,15 @@ pub fn conversations(config: &ModelConfig, lengths: &[usize]) -> Vec<Sequence> {
     all
 }
 
+/// Answers of the given lengths, each of which counts for what it is worth, perhaps less than nothing.
+pub fn answers(config: &ModelConfig, lengths: &[usize]) -> Vec<Sequence> {
+    let mut all = conversations(config, lengths);
+    for (idx, sequence) in all.iter_mut().enumerate() {
+        sequence.weights.fill(0.75 - 0.5 * idx as f64);
+    }
+    all
+}
+
 /// The same as the model takes it.
 pub fn batch(sequences: &[Sequence]) -> Batch {
     let mut batch = Batch {
@@ -253,10 +262,15 @@ pub fn batch(sequences: &[Sequence]) -> Batch {
         };
         batch.targets.extend(targets(1));
         batch.mtp_targets.extend(targets(2));
+        let weights = sequence.target_weights(rows).into_iter();
+        batch.weights.extend(weights.map(|weight| weight as f32));
         let next = |t: usize| sequence.ids.get(t + 1).copied().unwrap_or(0);
         batch.next_ids.extend((0..rows).map(next));
         batch.ids.extend(&sequence.ids);
         batch.cu_seqlens.push(batch.ids.len() as u32);
+    }
+    if sequences.iter().flat_map(|s| &s.weights).all(|w| *w == 1.0) {
+        batch.weights.clear();
     }
     batch
 }

@@ -6,10 +6,22 @@ use data::{DialoguePacker, IGNORE, Loader, TokenData};
 use model::transformer::Batch;
 use std::path::PathBuf;
 
-/// The batches of a stage: a function of the step, promised in advance.
+use crate::trainer::Trainer;
+
+/// What a step is trained on.
+#[derive(Clone, Debug, Default)]
+pub struct StepBatches {
+    /// Of its micro-steps.
+    pub batches: Vec<Batch>,
+    /// Where the model's own answers are learned from: their mean reward.
+    pub reward: Option<f64>,
+}
+
+/// The batches of a stage: a function of the step and, where the model's own answers are learned from, of the weights
+/// that the step begins with; promised in advance.
 pub trait Batches {
-    /// The batches of the micro-steps of step `step`, counted from 0.
-    fn batches(&self, step: u64, micro_steps: u64) -> Vec<Batch>;
+    /// Those of the step that the trainer is about to take.
+    fn batches(&self, trainer: &Trainer) -> StepBatches;
 
     /// SHA-256 over everything that determines them.
     fn commitment(&self) -> &str;
@@ -54,15 +66,38 @@ impl<'a> Dialogues<'a> {
             commitment,
         }
     }
+
+    /// The batches of the micro-steps of step `step`, counted from 0.
+    pub fn of_step(&self, step: u64, micro_steps: u64) -> Vec<Batch> {
+        let micro = step * micro_steps..(step + 1) * micro_steps;
+        let batch = |at| {
+            let mut batch = convert(self.packer.batch(at));
+            if let Some(loader) = &self.replay {
+                batch.append(&convert(loader.batch(at)));
+            }
+            batch
+        };
+        micro.map(batch).collect()
+    }
 }
 
 const REPLAY: &str = "dokja-replay-order-1: dialogues shuffled by (seed, epoch), packed as they come; behind each batch \
                       of them, one of documents in their own order";
 
-impl Batches for Documents<'_> {
-    fn batches(&self, step: u64, micro_steps: u64) -> Vec<Batch> {
+impl Documents<'_> {
+    /// The batches of the micro-steps of step `step`, counted from 0.
+    pub fn of_step(&self, step: u64, micro_steps: u64) -> Vec<Batch> {
         let micro = step * micro_steps..(step + 1) * micro_steps;
         micro.map(|at| convert(self.0.batch(at))).collect()
+    }
+}
+
+impl Batches for Documents<'_> {
+    fn batches(&self, trainer: &Trainer) -> StepBatches {
+        StepBatches {
+            batches: self.of_step(trainer.step, trainer.micro_steps()),
+            reward: None,
+        }
     }
 
     fn commitment(&self) -> &str {
@@ -79,16 +114,11 @@ impl Batches for Documents<'_> {
 }
 
 impl Batches for Dialogues<'_> {
-    fn batches(&self, step: u64, micro_steps: u64) -> Vec<Batch> {
-        let micro = step * micro_steps..(step + 1) * micro_steps;
-        let batch = |at| {
-            let mut batch = convert(self.packer.batch(at));
-            if let Some(loader) = &self.replay {
-                batch.append(&convert(loader.batch(at)));
-            }
-            batch
-        };
-        micro.map(batch).collect()
+    fn batches(&self, trainer: &Trainer) -> StepBatches {
+        StepBatches {
+            batches: self.of_step(trainer.step, trainer.micro_steps()),
+            reward: None,
+        }
     }
 
     fn commitment(&self) -> &str {
@@ -156,6 +186,7 @@ fn convert(batch: data::Batch) -> Batch {
     Batch {
         ids: batch.ids,
         targets: batch.targets,
+        weights: Vec::new(),
         mtp_targets: batch.targets2,
         // The last row of a dialogue has no next token; nothing is predicted from what stands there.
         next_ids: batch

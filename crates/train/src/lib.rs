@@ -6,13 +6,13 @@
 //! - [`optim`]: Muon for the matrices, AdamW for the rest
 //! - [`trainer`]: one step: losses, gradients, clipping, update, router biases
 //! - [`checkpoint`]: a directory from which the next step is computed as if nothing had happened
-//! - [`batches`]: where a stage's batches come from: documents, or dialogues
+//! - [`batches`]: where a stage's batches come from: documents, dialogues, or (in `posttrain`) the model's own answers
 //! - [`stage`]: the loop around it, with ledger, metrics, evaluation, and resumption
 //! - [`mod@replay`]: parts of it again, held against what was recorded
 //!
 //! **Determinism.** Weights after step n are a function of (recipe, data, tokenizer, instruction set):
-//! not of the number of threads, nor of where a run was interrupted. A batch is a function of its step,
-//! and a checkpoint holds all that a step depends on besides.
+//! not of the number of threads, nor of where a run was interrupted. A batch is a function of its step (and
+//! perhaps of the weights), and a checkpoint holds all that a step depends on besides.
 //!
 //! The crate does not print, read the environment, or know text.
 
@@ -34,7 +34,7 @@ pub mod stage;
 
 pub mod replay;
 
-pub use batches::{Batches, Dialogues, Documents, Heldout};
+pub use batches::{Batches, Dialogues, Documents, Heldout, StepBatches};
 pub use recipe::Recipe;
 pub use stage::{Outcome, Recording, Report, StageError, StageInputs, run};
 pub use trainer::Trainer;

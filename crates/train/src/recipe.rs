@@ -72,6 +72,9 @@ pub struct Recipe {
     pub train: Train,
     /// What is minimised.
     pub loss: Loss,
+    /// What is asked and how often; only where a model learns from its own answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rl: Option<Rl>,
     /// How the weights follow the gradient.
     pub optim: Optim,
     /// How the learning rate moves.
@@ -227,6 +230,31 @@ impl Default for Loss {
     }
 }
 
+/// What is asked in reinforcement learning, and how often.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Rl {
+    /// Questions of a step, P.
+    pub prompts_per_step: usize,
+    /// Answers to each, G.
+    pub group_size: usize,
+    /// Tokens of an answer at most.
+    pub max_tokens: usize,
+    /// Sources whose dialogues are asked about, by the beginning of their names; empty: all.
+    pub sources: Vec<String>,
+}
+
+impl Default for Rl {
+    fn default() -> Rl {
+        Rl {
+            prompts_per_step: 8,
+            group_size: 8,
+            max_tokens: 64,
+            sources: Vec::new(),
+        }
+    }
+}
+
 /// Which optimizer moves the matrices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -353,6 +381,14 @@ impl Recipe {
         Ok(recipe)
     }
 
+    /// The recipe of a stage that learns from the model's own answers: with its section, and without a loss of the
+    /// prediction layer, which answers say nothing about.
+    pub fn for_rl(mut self) -> Recipe {
+        self.rl.get_or_insert_default();
+        self.loss.mtp_weight = 0.0;
+        self
+    }
+
     /// Every key with its value.
     pub fn to_toml(&self) -> String {
         toml::to_string(self).expect("plain sections of plain values")
@@ -410,6 +446,7 @@ impl Recipe {
             data,
             train,
             loss,
+            rl,
             optim,
             schedule,
             ..
@@ -425,7 +462,14 @@ impl Recipe {
             ),
             ("optim.muon_ns_steps", optim.muon_ns_steps as u64, 20),
         ];
-        for (key, value, max) in counts {
+        let of_rl = rl.as_ref().map(|rl| {
+            [
+                ("rl.prompts_per_step", rl.prompts_per_step as u64, 1 << 12),
+                ("rl.group_size", rl.group_size as u64, 1 << 12),
+                ("rl.max_tokens", rl.max_tokens as u64, 1 << 20),
+            ]
+        });
+        for (key, value, max) in counts.into_iter().chain(of_rl.into_iter().flatten()) {
             if value == 0 || value > max {
                 return Err(wrong(key, value, format!("from 1 to {max}")));
             }

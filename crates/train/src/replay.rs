@@ -17,6 +17,7 @@ use formats::run_dir::{RunDir, Stage};
 use model::Layout;
 use tensor::Device;
 
+use crate::batches::StepBatches;
 use crate::checkpoint::{self, CheckpointError};
 use crate::recorded;
 use crate::stage::{self, StageError, StageInputs};
@@ -139,9 +140,12 @@ pub fn replay(
     }
     let recorded = metrics::read(&inputs.run.metrics(inputs.stage))?;
     while trainer.step < segment.end.step {
-        let batches = inputs.batches.batches(trainer.step, trainer.micro_steps());
+        let StepBatches { batches, reward } = inputs.batches.batches(&trainer);
         let result = trainer.step(batches);
-        let computed = stage::step_metrics(&trainer, &result, inputs.recipe);
+        let computed = StepMetrics {
+            reward,
+            ..stage::step_metrics(&trainer, &result, inputs.recipe)
+        };
         let recorded = recorded.iter().find(|line| line.step == computed.step);
         if let Some(what) = step_difference(recorded, &computed) {
             let step = computed.step;
@@ -251,6 +255,7 @@ fn step_difference(recorded: Option<&StepMetrics>, computed: &StepMetrics) -> Op
         ),
         ("loss", same(recorded.loss, computed.loss)),
         ("grad_norm", same(recorded.grad_norm, computed.grad_norm)),
+        ("reward", recorded.reward == computed.reward),
         ("expert_load", recorded.expert_load == computed.expert_load),
     ]
     .into_iter()

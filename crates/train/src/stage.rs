@@ -23,7 +23,7 @@ use model::{Layout, ModelConfig, init};
 use tensor::Device;
 use thiserror::Error;
 
-use crate::batches::{Batches, Heldout};
+use crate::batches::{Batches, Heldout, StepBatches};
 use crate::checkpoint::{self, CheckpointError, Saved};
 use crate::recipe::Recipe;
 use crate::recorded;
@@ -115,7 +115,7 @@ pub enum StageError {
         kind: String,
     },
     /// The stage before is missing.
-    #[error("{} has no finished pretrain stage to start {stage} from", path.display())]
+    #[error("{} has no finished stage to start {stage} from", path.display())]
     NoParent {
         /// The run directory.
         path: PathBuf,
@@ -268,7 +268,7 @@ impl<'a> Running<'a> {
                 record_start(&mut ledger, inputs, recording.genesis, &parent_sha256)?;
             }
             // A later stage is given what the run began with.
-            Stage::Sft => {
+            Stage::Sft | Stage::Rl => {
                 for event in recorded::inputs(inputs) {
                     recorded::compare(ledger.records(), inputs, &event)?;
                 }
@@ -320,7 +320,7 @@ impl<'a> Running<'a> {
     fn step(&mut self, start: Instant) -> Result<StepMetrics, StageError> {
         let (inputs, trainer) = (self.inputs, &mut self.trainer);
         let (step, before) = (trainer.step, trainer.tokens);
-        let batches = inputs.batches.batches(step, trainer.micro_steps());
+        let StepBatches { batches, reward } = inputs.batches.batches(trainer);
         let result = trainer.step(batches);
         if !result.is_finite() {
             return Err(StageError::Diverged {
@@ -338,6 +338,7 @@ impl<'a> Running<'a> {
         let metrics = StepMetrics {
             tokens_per_sec,
             bits_per_byte,
+            reward,
             ..step_metrics(trainer, &result, inputs.recipe)
         };
         self.metrics.append(&metrics)?;
@@ -459,17 +460,27 @@ pub(crate) fn start(
             let sha256 = checkpoint::weights_sha256(layout, &weights)?;
             Ok((weights, sha256))
         }
-        Stage::Sft => match recorded::find(records, Stage::Pretrain, "final") {
-            Some(Event::Final(end)) => {
+        Stage::Sft | Stage::Rl => match parent(records, stage) {
+            Some(end) => {
                 let dir = run.checkpoint(end.stage, end.step);
                 Ok((checkpoint::read_weights(&dir, layout)?, end.weights_sha256))
             }
-            _ => Err(StageError::NoParent {
+            None => Err(StageError::NoParent {
                 path: run.root().to_path_buf(),
                 stage,
             }),
         },
     }
+}
+
+/// The end of the last stage before `stage` that has come to its end.
+pub(crate) fn parent(records: &[Record], stage: Stage) -> Option<Final> {
+    let before = Stage::ALL.into_iter().rev().filter(|s| *s < stage);
+    let mut ends = before.filter_map(|s| match recorded::find(records, s, "final") {
+        Some(Event::Final(end)) => Some(end),
+        _ => None,
+    });
+    ends.next()
 }
 
 /// What a step comes to, but for its speed and the held-out text.
@@ -487,6 +498,7 @@ pub(crate) fn step_metrics(trainer: &Trainer, result: &StepResult, recipe: &Reci
         grad_norm: result.grad_norm,
         tokens_per_sec: 0.0,
         bits_per_byte: None,
+        reward: None,
         expert_load: has_loads.then(|| shares(&result.tokens_per_expert)),
     }
 }

@@ -12,6 +12,7 @@ pub(crate) mod inspect;
 pub(crate) mod logits;
 pub(crate) mod pretrain;
 pub(crate) mod quickstart;
+pub(crate) mod rl;
 pub(crate) mod serve;
 pub(crate) mod sft;
 pub(crate) mod tokenizer;

@@ -72,6 +72,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 impl StageArgs {
     pub(crate) fn train(&self, stage: Stage) -> Result<()> {
         let recipe = training::read_recipe(&self.recipe, &self.set)?;
+        let recipe = match stage {
+            Stage::Rl => recipe.for_rl(),
+            Stage::Pretrain | Stage::Sft => recipe,
+        };
         let trained = training::train(&Job {
             run: RunDir::new(&self.run_dir),
             stage,

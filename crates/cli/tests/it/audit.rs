@@ -232,3 +232,66 @@ fn a_model_is_found_to_be_related_to_what_was_made_from_it_in_another_layout() {
     let told = fails(&["audit", "compare", dir, "/no/such/model"], b"");
     assert!(told.contains("/no/such/model"), "{told}");
 }
+
+#[test]
+fn a_model_that_learned_from_its_own_answers_is_walked_back_and_draws_the_same_ones_again() {
+    let scratch = tempfile::tempdir().unwrap();
+    let run = make_run(scratch.path());
+    let (dir, recipe) = (shown(run.root()), scratch.path().join("rl.toml"));
+    let text = "[rl]\nprompts_per_step = 2\ngroup_size = 3\nmax_tokens = 6\n[train]\nsteps = 4\nseq_len = 512\n\
+        rows_per_step = 1\nrows_per_micro_step = 1\n[checkpoint]\nevery = 2\n[eval]\nevery = 4\ntokens = 128\n";
+    fs::write(&recipe, text).unwrap();
+    let rl = |more: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_dokja"))
+            .env("DOKJA_KEY", scratch.path().join("signing.key"))
+            .args(["rl", shown(&recipe), "--run-dir", dir, "--json"])
+            .args(more)
+            .output()
+            .unwrap()
+    };
+    let refused = rl(&["--set", "rl.sources=[\"nowhere\"]"]);
+    let told = String::from_utf8_lossy(&refused.stderr);
+    assert!(
+        told.contains("no dialogue to ask about from the sources nowhere"),
+        "{told}"
+    );
+    let refused = rl(&["--set", "rl.group_size=0"]);
+    let told = String::from_utf8_lossy(&refused.stderr);
+    assert!(
+        told.contains("rl.group_size is 0; it must be from"),
+        "{told}"
+    );
+    let trained = rl(&[]);
+    let told = String::from_utf8_lossy(&trained.stderr);
+    assert!(trained.status.success(), "{told}");
+    let trained: serde_json::Value = serde_json::from_slice(&trained.stdout).unwrap();
+    assert_eq!(trained["steps"], 4);
+
+    // The model of the run is the one that learned last.
+    let report = json(&["audit", "verify", dir]);
+    assert_eq!(report["verdict"], "valid", "{report:#}");
+    assert_eq!(report["weights_sha256"], trained["weights_sha256"]);
+    let replay = ["audit", "replay", dir, "--segments", "9"];
+    let told = json(&replay);
+    assert_eq!(told["recorded_segments"], 4);
+    assert_eq!(told["verdict"], "valid", "{told:#}");
+    let segments = told["segments"].as_array().unwrap();
+    let of_rl = segments.iter().filter(|segment| segment["stage"] == "rl");
+    assert_eq!(of_rl.count(), 2);
+
+    // A reward that was not had is found, though no weight was changed.
+    let metrics = run.metrics(Stage::Rl);
+    let lines = fs::read_to_string(&metrics).unwrap();
+    assert!(lines.lines().all(|line| line.contains("\"reward\":")));
+    let better = lines.replace("\"reward\":0.0", "\"reward\":1.0");
+    assert_ne!(lines, better, "a random model is right nowhere");
+    fs::write(&metrics, better).unwrap();
+    let output = dokja(&[&replay[..], &["--json"]].concat(), b"");
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(told["verdict"], "broken");
+    let named = |segment: &serde_json::Value| segment["difference"].to_string().contains("reward");
+    assert!(
+        told["segments"].as_array().unwrap().iter().any(named),
+        "{told:#}"
+    );
+}

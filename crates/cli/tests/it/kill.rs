@@ -52,6 +52,10 @@ fn a_run_killed_at_any_moment_ends_with_the_same_bytes_and_a_record_that_holds()
     let data = "[data]\ndir = \"data\"\ntokenizer = \"tokenizer.json\"\n";
     write("pretrain.toml", format!("{MODEL}{data}{TRAIN}"));
     write("sft.toml", format!("{data}{TRAIN}"));
+    // What the model answers is drawn again after every kill.
+    let rl = "[rl]\nprompts_per_step = 2\ngroup_size = 2\nmax_tokens = 8\n";
+    let wider = TRAIN.replace("seq_len = 128", "seq_len = 256");
+    write("rl.toml", format!("{data}{rl}{wider}"));
     let build = "data build --out data --builtin --builtin-bytes 60000 --builtin-dialogues 300";
     let learn = "tokenizer train --data data --vocab-size 400 --out tokenizer.json";
     for line in [build, learn] {

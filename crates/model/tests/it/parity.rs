@@ -285,6 +285,16 @@ fn prompts_are_read_but_not_learned() {
 }
 
 #[test]
+fn answers_count_for_what_they_are_worth() {
+    let config = tiny_model::tiny();
+    let answers = tiny_model::answers(&config, &LENGTHS);
+    let both = Both::new(config, answers);
+    for isa in Isa::available() {
+        both.check("answers", &Device::cpu(isa, 2), &F32);
+    }
+}
+
+#[test]
 fn in_bf16_every_result_is_as_near_as_the_rounding_of_factors_allows() {
     // A head of two is normed to little more than an angle, which rounding can turn by any amount; at a limit of an
     // activation its gradient jumps from one to zero.

@@ -85,6 +85,7 @@ fn pretrain(run: &RunDir, rng: &mut Rng) {
                 tokens_per_sec: 14_800.0 + 900.0 * noise(rng)
                     - if step % 300 == 0 { 6000.0 } else { 0.0 },
                 bits_per_byte: (step == 1 || step % 60 == 0).then_some(loss * 0.46 + 0.05),
+                reward: None,
                 expert_load: (step % 5 == 0).then_some(load),
             })
             .expect("a writable file");
@@ -107,6 +108,27 @@ fn sft(run: &RunDir, rng: &mut Rng) {
                 lr: 1e-3 * (1.0 - step as f64 / 260.0),
                 grad_norm: 0.8 + 0.4 * noise(rng).abs(),
                 tokens_per_sec: 13_000.0 + 700.0 * noise(rng),
+                ..StepMetrics::default()
+            })
+            .expect("a writable file");
+    }
+}
+
+/// Reinforcement learning, which not every run has.
+pub(crate) fn rl(run: &RunDir) {
+    run.create_stage(Stage::Rl).expect("a writable directory");
+    let mut writer = MetricsWriter::open(&run.metrics(Stage::Rl)).expect("a new file");
+    for step in 1..=40u64 {
+        writer
+            .append(&StepMetrics {
+                step,
+                tokens: step * 4000,
+                loss: -0.01,
+                next_token_loss: -0.01,
+                lr: 1e-4,
+                grad_norm: 0.1,
+                tokens_per_sec: 6000.0,
+                reward: Some(if step <= 20 { 0.5 } else { 0.9 }),
                 ..StepMetrics::default()
             })
             .expect("a writable file");

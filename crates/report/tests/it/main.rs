@@ -53,6 +53,17 @@ fn a_whole_run_shows_every_part_and_loads_nothing() {
 }
 
 #[test]
+fn a_run_that_learned_from_its_own_answers_shows_their_reward() {
+    let (_dir, run) = whole();
+    fake_run::rl(&run);
+    let page = render(&run).unwrap();
+    assert!(page.contains("<h2>Learning from its own answers</h2>"));
+    assert!(page.contains("from 0.500 to 0.900 (means of a tenth of the steps) over 40 steps"));
+    assert!(page.contains(", reinforced for 40"));
+    assert!(!page.contains("NaN"));
+}
+
+#[test]
 fn what_is_not_there_yet_is_left_out() {
     let (_dir, run) = whole();
     std::fs::remove_file(run.certificate()).unwrap();

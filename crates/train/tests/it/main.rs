@@ -257,10 +257,10 @@ fn rows_of_documents_follow_the_dialogues_of_a_micro_step() {
     let (alone, documents) = (Dialogues::new(packer(), None), Documents(loader()));
     let both = Dialogues::new(packer(), Some(loader()));
     for (step, micro) in [(0, 1), (3, 2)] {
-        let parts = alone.batches(step, micro).into_iter();
+        let parts = alone.of_step(step, micro).into_iter();
         for ((mut first, second), got) in parts
-            .zip(documents.batches(step, micro))
-            .zip(both.batches(step, micro))
+            .zip(documents.of_step(step, micro))
+            .zip(both.of_step(step, micro))
         {
             first.append(&second);
             assert_eq!(got.ids, first.ids);

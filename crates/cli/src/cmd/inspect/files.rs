@@ -17,7 +17,7 @@ pub(super) fn run(path: &Path) -> Result<Told> {
     let run = RunDir::new(path);
     let mut text = format!("run {}\n\n", path.display());
     let mut stages = serde_json::Map::new();
-    for stage in [Stage::Pretrain, Stage::Sft] {
+    for stage in Stage::ALL {
         let checkpoints = run.checkpoints(stage)?;
         let Some(last) = checkpoints.last() else {
             continue;

@@ -1,0 +1,287 @@
+//! The answers of a step, drawn by the weights that it begins with, and what each counts.
+//!
+//! For each of P questions, G answers o_1 .. o_G are drawn from the model at temperature 1. With rewards r_i, every
+//! token of o_i counts as much as the answer was better than the others:
+//!
+//! A_i = r_i - mean(r)        loss = -(1/N) sum_i sum_t A_i log p(o_it | question, o_i<t)      N: tokens of all answers
+//!
+//! The gradient is that of the expected reward, with the mean of the group as the baseline: group-relative policy
+//! optimisation (Shao et al. 2024, arXiv 2402.03300) without the divisions by length and spread that bias it (Liu et al.
+//! 2025, arXiv 2503.20783). Each answer is learned from once, by the weights that drew it, so the ratio of probabilities
+//! that other stacks clip is one, and is not computed.
+//!
+//! Absent: a penalty for leaving the first weights, several updates from one set of answers, other temperatures.
+
+use infer::{
+    Completion, Engine, EngineConfig, FinishReason, ModelRunner, Request, SamplingParams,
+    generate_all,
+};
+use model::Transformer;
+use model::transformer::Batch;
+use numerics::{Philox, Rng};
+use std::path::PathBuf;
+use tensor::ops::cross_entropy::IGNORE;
+use thiserror::Error;
+use train::recipe::Rl;
+use train::{Batches, Recipe, StepBatches, Trainer};
+
+/// A question whose answer can be checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The question, up to where the answer begins.
+    pub prompt_ids: Vec<u32>,
+    /// An answer that is right.
+    pub reference: String,
+}
+
+/// Why there is nothing to learn from.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum RolloutsError {
+    /// No question is left.
+    #[error(
+        "none of {problems} questions leaves room for an answer of rl.max_tokens = {max_tokens} in a row of \
+         train.seq_len = {seq_len} tokens; raise train.seq_len or lower rl.max_tokens"
+    )]
+    NoRoom {
+        /// How many there were.
+        problems: usize,
+        /// Tokens of an answer.
+        max_tokens: usize,
+        /// Tokens of a row.
+        seq_len: usize,
+    },
+    /// There were none.
+    #[error(
+        "the data has no dialogue to ask about{}", match source_names.as_str() {
+            "" => String::new(),
+            names => format!(" from the sources {names} (rl.sources)"),
+        }
+    )]
+    NoProblems {
+        /// The sources that were asked for.
+        source_names: String,
+    },
+}
+
+/// The reward of an answer, given without the token that ends it.
+pub type Reward<'a> = dyn Fn(&Problem, &[u32]) -> f64 + 'a;
+
+/// Batches of a model's own answers.
+pub struct Rollouts<'a> {
+    problems: Vec<Problem>,
+    rl: Rl,
+    seed: u64,
+    batch_tokens: usize,
+    stop_id: u32,
+    reward: &'a Reward<'a>,
+    commitment: String,
+}
+
+/// An answer and what it counts.
+struct Answer<'a> {
+    prompt_ids: &'a [u32],
+    /// With the token that ends it, where it came to its end.
+    ids: Vec<u32>,
+    advantage: f64,
+}
+
+impl<'a> Rollouts<'a> {
+    /// Of those problems that leave room for an answer. Answers end with `stop_id`.
+    ///
+    /// # Errors
+    /// When there are none.
+    pub fn new(
+        mut problems: Vec<Problem>,
+        recipe: &Recipe,
+        stop_id: u32,
+        reward: &'a Reward<'a>,
+    ) -> Result<Rollouts<'a>, RolloutsError> {
+        let rl = recipe.rl.clone().unwrap_or_default();
+        let (found, seq_len) = (problems.len(), recipe.train.seq_len);
+        if found == 0 {
+            let source_names = rl.sources.join(", ");
+            return Err(RolloutsError::NoProblems { source_names });
+        }
+        let fits = |problem: &Problem| {
+            !problem.prompt_ids.is_empty() && problem.prompt_ids.len() + rl.max_tokens <= seq_len
+        };
+        problems.retain(fits);
+        if problems.is_empty() {
+            return Err(RolloutsError::NoRoom {
+                problems: found,
+                max_tokens: rl.max_tokens,
+                seq_len,
+            });
+        }
+        let mut bytes = format!("{ORDER}\n{} {:?} {stop_id}\n", recipe.seed, rl).into_bytes();
+        for problem in &problems {
+            for id in &problem.prompt_ids {
+                bytes.extend(id.to_le_bytes());
+            }
+            bytes.push(b'\n');
+            bytes.extend(problem.reference.as_bytes());
+            bytes.push(0);
+        }
+        Ok(Rollouts {
+            commitment: formats::hash::sha256_hex(&bytes),
+            problems,
+            rl,
+            seed: recipe.seed,
+            batch_tokens: seq_len * recipe.train.rows_per_micro_step,
+            stop_id,
+            reward,
+        })
+    }
+
+    /// How many questions there are.
+    pub fn num_problems(&self) -> usize {
+        self.problems.len()
+    }
+
+    /// The questions of a step: all of them in an order by chance, then all of them in another.
+    fn of_step(&self, step: u64) -> Vec<&Problem> {
+        let (count, per_step) = (self.problems.len() as u64, self.rl.prompts_per_step as u64);
+        let mut epoch = None;
+        let mut order: Vec<usize> = Vec::new();
+        let places = step * per_step..(step + 1) * per_step;
+        places
+            .map(|place| {
+                if epoch != Some(place / count) {
+                    epoch = Some(place / count);
+                    order = (0..self.problems.len()).collect();
+                    let stream = format!("rl.questions {}", place / count);
+                    Rng::new(self.seed, &stream).shuffle(&mut order);
+                }
+                &self.problems[order[(place % count) as usize]]
+            })
+            .collect()
+    }
+
+    /// Answers to the questions of a step, `group_size` to each, one group after another.
+    fn draw(&self, trainer: &Trainer, problems: &[&Problem]) -> Vec<Completion> {
+        let seeds = Philox::new(self.seed, "rl.answers");
+        let step = trainer.step;
+        let requests = problems.iter().enumerate().flat_map(|(question, problem)| {
+            (0..self.rl.group_size).map(move |idx| {
+                let counter = [
+                    step as u32,
+                    (step >> 32) as u32,
+                    question as u32,
+                    idx as u32,
+                ];
+                let words = seeds.block(counter);
+                Request {
+                    prompt_ids: problem.prompt_ids.clone(),
+                    max_tokens: self.rl.max_tokens,
+                    sampling: SamplingParams {
+                        temperature: 1.0,
+                        seed: u64::from(words[0]) << 32 | u64::from(words[1]),
+                        ..SamplingParams::greedy()
+                    },
+                    stop_ids: vec![self.stop_id],
+                    budget: None,
+                }
+            })
+        });
+        let requests: Vec<Request> = requests.collect();
+        let device = trainer.device.again();
+        let params = trainer.model.params.host();
+        let model = Transformer::new(&device, trainer.model.config.clone(), params, false);
+        let config = EngineConfig {
+            max_num_seqs: requests.len().min(MAX_NUM_SEQS),
+            ..EngineConfig::default()
+        };
+        let mut engine = Engine::new(Box::new(ModelRunner::new(device, model)), config)
+            .expect("a configuration of this crate");
+        generate_all(&mut engine, requests).expect("questions that leave room for an answer")
+    }
+
+    /// Sequences of questions and answers, packed in their order into batches of at most `batch_tokens` rows.
+    fn pack(&self, answers: &[Answer]) -> Vec<Batch> {
+        let mut batches: Vec<Batch> = Vec::new();
+        for answer in answers {
+            // The last token predicts nothing.
+            let rows = answer.prompt_ids.len() + answer.ids.len() - 1;
+            let is_full = |batch: &Batch| batch.ids.len() + rows > self.batch_tokens;
+            if batches.last().is_none_or(is_full) {
+                batches.push(Batch {
+                    cu_seqlens: vec![0],
+                    ..Batch::default()
+                });
+            }
+            if let Some(batch) = batches.last_mut() {
+                answer.add_to(batch);
+            }
+        }
+        batches
+    }
+}
+
+impl Answer<'_> {
+    fn add_to(&self, batch: &mut Batch) {
+        let ids = [self.prompt_ids, &self.ids].concat();
+        let rows = ids.len() - 1;
+        let is_drawn = |row: usize| row + 1 >= self.prompt_ids.len();
+        let target = |row| if is_drawn(row) { ids[row + 1] } else { IGNORE };
+        batch.targets.extend((0..rows).map(target));
+        batch
+            .weights
+            .extend((0..rows).map(|_| self.advantage as f32));
+        batch.mtp_targets.extend((0..rows).map(|_| IGNORE));
+        batch.next_ids.extend(&ids[1..]);
+        batch.ids.extend(&ids[..rows]);
+        batch.cu_seqlens.push(batch.ids.len() as u32);
+    }
+}
+
+/// Sequences that are drawn at once.
+const MAX_NUM_SEQS: usize = 64;
+
+const ORDER: &str = "dokja-rl-order-1: questions shuffled by (seed, epoch); answers drawn at temperature 1 by the \
+                     weights of the step, seeds by (seed, step, question, answer); advantages less the group's mean";
+
+impl Batches for Rollouts<'_> {
+    fn batches(&self, trainer: &Trainer) -> StepBatches {
+        let problems = self.of_step(trainer.step);
+        let completions = self.draw(trainer, &problems);
+        let (mut answers, mut total) = (Vec::new(), 0.0);
+        let groups = completions.chunks(self.rl.group_size);
+        for (problem, group) in problems.iter().zip(groups) {
+            let rewards: Vec<f64> = group
+                .iter()
+                .map(|c| (self.reward)(problem, &c.ids))
+                .collect();
+            let mean = rewards.iter().sum::<f64>() / rewards.len() as f64;
+            total += mean;
+            for (completion, reward) in group.iter().zip(rewards) {
+                let mut ids = completion.ids.clone();
+                if completion.finish_reason == FinishReason::Stop {
+                    ids.push(self.stop_id);
+                }
+                answers.push(Answer {
+                    prompt_ids: &problem.prompt_ids,
+                    ids,
+                    advantage: reward - mean,
+                });
+            }
+        }
+        // Nothing was drawn where logits were no numbers.
+        answers.retain(|answer| !answer.ids.is_empty());
+        StepBatches {
+            batches: self.pack(&answers),
+            reward: Some(total / problems.len() as f64),
+        }
+    }
+
+    fn commitment(&self) -> &str {
+        &self.commitment
+    }
+
+    fn order(&self) -> &'static str {
+        ORDER
+    }
+
+    fn files(&self) -> &[PathBuf] {
+        &[]
+    }
+}
