@@ -41,6 +41,7 @@ enum Command {
     Logits(cmd::logits::Args),
     Inspect(cmd::inspect::Args),
     Bench(cmd::bench::Args),
+    Plan(cmd::plan::Args),
     Doctor(cmd::doctor::Args),
 }
 
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
         Command::Convert(args) => cmd::convert::run(&args),
         Command::Logits(args) => cmd::logits::run(&args),
         Command::Inspect(args) => cmd::inspect::run(&args),
+        Command::Plan(args) => cmd::plan::run(&args),
         Command::Bench(args) => cmd::bench::run(&args),
         Command::Doctor(args) => cmd::doctor::run(&args),
     };

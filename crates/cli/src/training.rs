@@ -56,10 +56,16 @@ impl Estimate {
         let with_mtp = recipe.loss.mtp_weight > 0.0;
         let counts = flops::count(config, &layout, train.seq_len, with_mtp);
         let rows = (train.rows_per_micro_step * train.seq_len) as u64;
+        // What draws answers has the weights, packed and not, and keys and values.
+        let drawing = recipe.rl.as_ref().map_or(0, |rl| {
+            let of_row = flops::kv_bytes(config, train.seq_len);
+            layout.len as u64 * (4 + 4) + posttrain::rollout::num_seqs(rl) as u64 * of_row
+        });
+        // Weights, gradients, two moments; the packed copies of the matrices both ways.
+        let learning = layout.len as u64 * (4 * 4 + 2 * 4) + rows * flops::kept_bytes(config);
         Estimate {
             tokens_per_step: (train.rows_per_step * train.seq_len) as u64,
-            // Weights, gradients, two moments; the packed copies of the matrices both ways.
-            memory_bytes: layout.len as u64 * (4 * 4 + 2 * 4) + rows * kept_bytes(config),
+            memory_bytes: learning + drawing,
             counts,
         }
     }
@@ -83,17 +89,6 @@ impl Estimate {
             bytes(self.memory_bytes)
         )
     }
-}
-
-/// Activations that a row keeps for its backward pass.
-fn kept_bytes(config: &ModelConfig) -> u64 {
-    let (d, q, kv) = (config.hidden_size, config.q_size(), config.kv_size());
-    let attention = 4 * d + 3 * q + 3 * kv;
-    let dense = 3 * config.intermediate_size;
-    let routed = config.num_experts_per_tok * (3 * config.moe_intermediate_size + 2 * d);
-    let sparse = routed + 3 * config.shared_size() + 3 * config.num_experts;
-    let layers = config.num_hidden_layers + config.num_nextn_predict_layers;
-    4 * (layers * (attention + dense.max(sparse)) + 20 * d) as u64
 }
 
 /// The data, the tokenizer and the tokens of a stage.
@@ -355,7 +350,7 @@ pub(crate) fn with_inputs<R>(
             let of = recipe.rl.as_ref().map_or(&[][..], |rl| &rl.sources);
             let problems = sources.problems(of)?;
             let stop_id = sources.specials.endofturn;
-            rollouts = Rollouts::new(problems, recipe, stop_id, &reward)?;
+            rollouts = Rollouts::new(problems, recipe, &config, stop_id, &reward)?;
             &rollouts
         }
     };

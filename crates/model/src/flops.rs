@@ -90,6 +90,17 @@ pub fn count(config: &ModelConfig, layout: &Layout, seq_len: usize, with_mtp: bo
     }
 }
 
+/// Bytes of the activations that a row of a training step keeps for its backward pass, at most.
+pub fn kept_bytes(config: &ModelConfig) -> u64 {
+    let (d, q, kv) = (config.hidden_size, config.q_size(), config.kv_size());
+    let attention = 4 * d + 3 * q + 3 * kv;
+    let dense = 3 * config.intermediate_size;
+    let routed = config.num_experts_per_tok * (3 * config.moe_intermediate_size + 2 * d);
+    let sparse = routed + 3 * config.shared_size() + 3 * config.num_experts;
+    let layers = config.num_hidden_layers + config.num_nextn_predict_layers;
+    4 * (layers * (attention + dense.max(sparse)) + 20 * d) as u64
+}
+
 /// Bytes of keys and values in bf16 of all layers after that many tokens.
 pub fn kv_bytes(config: &ModelConfig, tokens: usize) -> u64 {
     let kept = |window: &Option<usize>| window.unwrap_or(tokens).min(tokens) as u64;

@@ -13,11 +13,11 @@
 //! Absent: a penalty for leaving the first weights, several updates from one set of answers, other temperatures.
 
 use infer::{
-    Completion, Engine, EngineConfig, FinishReason, ModelRunner, Request, SamplingParams,
+    Completion, Engine, EngineConfig, FinishReason, KV_BLOCK, ModelRunner, Request, SamplingParams,
     generate_all,
 };
-use model::Transformer;
 use model::transformer::Batch;
+use model::{ModelConfig, Transformer};
 use numerics::{Philox, Rng};
 use std::path::PathBuf;
 use tensor::ops::cross_entropy::IGNORE;
@@ -39,8 +39,8 @@ pub struct Problem {
 pub enum RolloutsError {
     /// No question is left.
     #[error(
-        "none of {problems} questions leaves room for an answer of rl.max_tokens = {max_tokens} in a row of \
-         train.seq_len = {seq_len} tokens; raise train.seq_len or lower rl.max_tokens"
+        "none of {problems} questions leaves room for an answer of rl.max_tokens = {max_tokens} in {seq_len} tokens \
+         (train.seq_len, or the positions of the model if they are fewer); raise train.seq_len or lower rl.max_tokens"
     )]
     NoRoom {
         /// How many there were.
@@ -71,6 +71,7 @@ pub struct Rollouts<'a> {
     problems: Vec<Problem>,
     rl: Rl,
     seed: u64,
+    seq_len: usize,
     batch_tokens: usize,
     stop_id: u32,
     reward: &'a Reward<'a>,
@@ -86,18 +87,20 @@ struct Answer<'a> {
 }
 
 impl<'a> Rollouts<'a> {
-    /// Of those problems that leave room for an answer. Answers end with `stop_id`.
+    /// Of those problems that leave room for an answer of a model of this configuration. Answers end with `stop_id`.
     ///
     /// # Errors
     /// When there are none.
     pub fn new(
         mut problems: Vec<Problem>,
         recipe: &Recipe,
+        config: &ModelConfig,
         stop_id: u32,
         reward: &'a Reward<'a>,
     ) -> Result<Rollouts<'a>, RolloutsError> {
         let rl = recipe.rl.clone().unwrap_or_default();
-        let (found, seq_len) = (problems.len(), recipe.train.seq_len);
+        let found = problems.len();
+        let seq_len = recipe.train.seq_len.min(config.max_position_embeddings);
         if found == 0 {
             let source_names = rl.sources.join(", ");
             return Err(RolloutsError::NoProblems { source_names });
@@ -127,7 +130,8 @@ impl<'a> Rollouts<'a> {
             problems,
             rl,
             seed: recipe.seed,
-            batch_tokens: seq_len * recipe.train.rows_per_micro_step,
+            seq_len,
+            batch_tokens: recipe.train.seq_len * recipe.train.rows_per_micro_step,
             stop_id,
             reward,
         })
@@ -187,8 +191,10 @@ impl<'a> Rollouts<'a> {
         let device = trainer.device.again();
         let params = trainer.model.params.host();
         let model = Transformer::new(&device, trainer.model.config.clone(), params, false);
+        let max_num_seqs = num_seqs(&self.rl);
         let config = EngineConfig {
-            max_num_seqs: requests.len().min(MAX_NUM_SEQS),
+            max_num_seqs,
+            num_kv_blocks: max_num_seqs * self.seq_len.div_ceil(KV_BLOCK),
             ..EngineConfig::default()
         };
         let mut engine = Engine::new(Box::new(ModelRunner::new(device, model)), config)
@@ -234,8 +240,13 @@ impl Answer<'_> {
     }
 }
 
-/// Sequences that are drawn at once.
+/// Sequences that are drawn at once, at most.
 const MAX_NUM_SEQS: usize = 64;
+
+/// Sequences that are drawn at once: each has keys and values for a row.
+pub fn num_seqs(rl: &Rl) -> usize {
+    (rl.prompts_per_step * rl.group_size).min(MAX_NUM_SEQS)
+}
 
 const ORDER: &str = "dokja-rl-order-1: questions shuffled by (seed, epoch); answers drawn at temperature 1 by the \
                      weights of the step, seeds by (seed, step, question, answer); advantages less the group's mean";

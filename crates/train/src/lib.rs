@@ -9,6 +9,7 @@
 //! - [`batches`]: where a stage's batches come from: documents, dialogues, or (in `posttrain`) the model's own answers
 //! - [`stage`]: the loop around it, with ledger, metrics, evaluation, and resumption
 //! - [`mod@replay`]: parts of it again, held against what was recorded
+//! - [`mod@plan`]: what it would take on a cluster that is not here
 //!
 //! **Determinism.** Weights after step n are a function of (recipe, data, tokenizer, instruction set):
 //! not of the number of threads, nor of where a run was interrupted. A batch is a function of its step (and
@@ -33,6 +34,8 @@ mod recorded;
 pub mod stage;
 
 pub mod replay;
+
+pub mod plan;
 
 pub use batches::{Batches, Dialogues, Documents, Heldout, StepBatches};
 pub use recipe::Recipe;

@@ -10,6 +10,7 @@ pub(crate) mod eval;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod logits;
+pub(crate) mod plan;
 pub(crate) mod pretrain;
 pub(crate) mod quickstart;
 pub(crate) mod rl;

@@ -253,3 +253,40 @@ fn bench_tokenize_counts_bytes_and_tokens() {
     let args = ["bench", "tokenize", shown(dir.path()), shown(&file)];
     assert!(fails(&args, b"").contains("is empty"));
 }
+
+#[test]
+fn a_run_on_a_cluster_that_is_not_here_is_planned() {
+    let recipes = concat!(env!("CARGO_MANIFEST_DIR"), "/../../recipes/k-exaone/");
+    let (recipe, cluster) = (
+        format!("{recipes}pretrain.toml"),
+        format!("{recipes}cluster.toml"),
+    );
+    let args = ["plan", &recipe, "--cluster", &cluster];
+    let plan = json(&args);
+    // 236 B parameters and a prediction layer; 11 T tokens.
+    assert!(
+        (plan["parameters"].as_f64().unwrap() / 236e9 - 1.0).abs() < 0.01,
+        "{plan:#}"
+    );
+    assert!((plan["tokens"].as_f64().unwrap() / 11e12 - 1.0).abs() < 0.001);
+    let (seconds, mfu) = (
+        plan["seconds"].as_f64().unwrap(),
+        plan["mfu"].as_f64().unwrap(),
+    );
+    // 6 operations for each active parameter and token, as published: 1.52e24, and attention.
+    let operations = seconds * mfu * 512.0 * 2250e12;
+    assert!(
+        (1.0..1.2).contains(&(operations / 1.52e24)),
+        "{operations:e}"
+    );
+    assert!(plan["bytes_per_device"].as_f64().unwrap() < 180e9);
+    assert!(ok(&args, b"").starts_with("planned, not measured: "));
+    let told = fails(
+        &[&args[..], &["--set", "train.rows_per_step=1"]].concat(),
+        b"",
+    );
+    assert!(
+        told.contains("1 rows a step (train.rows_per_step) cannot be cut"),
+        "{told}"
+    );
+}

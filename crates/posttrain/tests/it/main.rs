@@ -50,7 +50,7 @@ fn even(_: &Problem, ids: &[u32]) -> f64 {
 #[test]
 fn answers_are_learned_from_and_questions_are_not() {
     let (recipe, trainer) = (recipe(), trainer(2));
-    let rollouts = Rollouts::new(problems(), &recipe, STOP, &even).unwrap();
+    let rollouts = Rollouts::new(problems(), &recipe, &tiny(), STOP, &even).unwrap();
     let step = rollouts.batches(&trainer);
     assert!((0.0..=1.0).contains(&step.reward.unwrap()));
     let mut groups: Vec<(usize, f64)> = Vec::new();
@@ -90,7 +90,7 @@ fn answers_are_learned_from_and_questions_are_not() {
 #[test]
 fn what_is_rewarded_becomes_likelier() {
     let (recipe, mut trainer) = (recipe(), trainer(2));
-    let rollouts = Rollouts::new(problems(), &recipe, STOP, &even).unwrap();
+    let rollouts = Rollouts::new(problems(), &recipe, &tiny(), STOP, &even).unwrap();
     let rewards: Vec<f64> = (0..40)
         .map(|_| {
             let step = rollouts.batches(&trainer);
@@ -111,7 +111,7 @@ fn a_step_is_the_same_on_any_number_of_threads_and_after_an_interruption() {
         for &threads in threads {
             // Another process: what it knows is the weights and the step.
             trainer.device = Device::cpu(Isa::detect(), threads);
-            let rollouts = Rollouts::new(problems(), &recipe, STOP, &even).unwrap();
+            let rollouts = Rollouts::new(problems(), &recipe, &tiny(), STOP, &even).unwrap();
             let step = rollouts.batches(&trainer);
             trainer.step(step.batches);
         }
@@ -163,7 +163,7 @@ fn the_probabilities_of_what_is_drawn_are_those_that_are_learned_from() {
 fn the_promise_holds_everything_that_answers_follow_from_but_the_weights() {
     let recipe = recipe();
     let commitment = |problems, recipe: &Recipe| {
-        let rollouts = Rollouts::new(problems, recipe, STOP, &even).unwrap();
+        let rollouts = Rollouts::new(problems, recipe, &tiny(), STOP, &even).unwrap();
         rollouts.commitment().to_owned()
     };
     let own = commitment(problems(), &recipe);
@@ -181,7 +181,8 @@ fn the_promise_holds_everything_that_answers_follow_from_but_the_weights() {
 
 #[test]
 fn without_a_question_that_leaves_room_there_is_nothing_to_learn() {
-    let new = |problems, recipe: &Recipe| Rollouts::new(problems, recipe, STOP, &even).err();
+    let new =
+        |problems, recipe: &Recipe| Rollouts::new(problems, recipe, &tiny(), STOP, &even).err();
     let none = new(Vec::new(), &recipe()).unwrap();
     assert!(matches!(none, RolloutsError::NoProblems { .. }), "{none}");
     let mut narrow = recipe();
@@ -191,7 +192,11 @@ fn without_a_question_that_leaves_room_there_is_nothing_to_learn() {
         none.to_string().contains("none of 4 questions leaves room"),
         "{none}"
     );
+    let mut config = tiny();
+    config.max_position_embeddings = 10;
+    let few = Rollouts::new(problems(), &recipe(), &config, STOP, &even).unwrap();
+    assert_eq!(few.num_problems(), 3);
     narrow.rl.as_mut().unwrap().max_tokens = 8;
-    let left = Rollouts::new(problems(), &narrow, STOP, &even).unwrap();
+    let left = Rollouts::new(problems(), &narrow, &tiny(), STOP, &even).unwrap();
     assert_eq!(left.num_problems(), 3);
 }
