@@ -63,8 +63,13 @@ impl Estimate {
         });
         // Weights, gradients, two moments; the packed copies of the matrices both ways.
         let learning = layout.len as u64 * (4 * 4 + 2 * 4) + rows * flops::kept_bytes(config);
+        let tokens = match &recipe.rl {
+            // Of answers, at most; questions come on top.
+            Some(rl) => rl.prompts_per_step * rl.group_size * rl.max_tokens,
+            None => train.rows_per_step * train.seq_len,
+        };
         Estimate {
-            tokens_per_step: (train.rows_per_step * train.seq_len) as u64,
+            tokens_per_step: tokens as u64,
             memory_bytes: learning + drawing,
             counts,
         }
@@ -281,6 +286,14 @@ pub(crate) fn train(job: &Job) -> Result<Trained> {
     })
 }
 
+/// The architecture of the model that a stage trains.
+pub(crate) fn config(job: &Job, sources: &Sources) -> Result<ModelConfig> {
+    match job.stage {
+        Stage::Pretrain => sources.config(job.recipe),
+        Stage::Sft | Stage::Rl => parent_config(&job.run, job.stage, job.recipe),
+    }
+}
+
 /// Calls `f` with what a stage is made from, and what it comes to.
 pub(crate) fn with_inputs<R>(
     job: &Job,
@@ -288,10 +301,7 @@ pub(crate) fn with_inputs<R>(
     f: impl FnOnce(&StageInputs, &Estimate) -> Result<R>,
 ) -> Result<R> {
     let (run, recipe) = (&job.run, job.recipe);
-    let config = match job.stage {
-        Stage::Pretrain => sources.config(recipe)?,
-        Stage::Sft | Stage::Rl => parent_config(run, job.stage, recipe)?,
-    };
+    let config = config(job, sources)?;
     let estimate = Estimate::new(&config, recipe);
     check_memory(&estimate)?;
     let tokens = sources.tokens()?;

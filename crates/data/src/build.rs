@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::{
-    Dialogue, Document, Message,
+    Dialogue, Document, Message, Record,
     dedup::{ExactDedup, exact::TextHash},
     extract::{self, ExtractError, Limits, Position},
     language,
@@ -172,6 +172,7 @@ struct Builder<'a> {
     position: Position, // in the file at hand
     files_done_bytes: u64,
     dedup: ExactDedup,
+    dialogue_dedup: ExactDedup,
     languages: BTreeSet<String>,
     sample: Option<Sample>,
     train: SplitWriter,
@@ -201,6 +202,7 @@ impl<'a> Builder<'a> {
             position: Position::default(),
             files_done_bytes: 0,
             dedup: ExactDedup::default(),
+            dialogue_dedup: ExactDedup::default(),
             languages: BTreeSet::new(),
             sample: what.options.limit_bytes_per_language.map(Sample::new),
             train: writer(Split::Train),
@@ -274,7 +276,10 @@ impl<'a> Builder<'a> {
         let limits = self.options.limits;
         self.position = Position::default();
         let position = self.position.clone();
-        let add = &mut |document| self.add(document);
+        let add = &mut |record| match record {
+            Record::Document(document) => self.add(document),
+            Record::Dialogue(dialogue) => self.add_dialogue(dialogue),
+        };
         let skips = extract::extract(path, &limits, &position, add)?;
         let dropped = &mut self.manifest.dropped.skipped;
         for (reason, count) in skips.counts {
@@ -293,19 +298,50 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
-    fn add(&mut self, document: Document) -> Result<(), BuildError> {
-        let manifest = &mut self.manifest;
-        manifest.documents += 1;
-        manifest.bytes += document.text.len() as u64;
-        self.progress.documents = manifest.documents;
-        self.progress.bytes = manifest.bytes;
-        if manifest.bytes - self.reported_bytes >= PROGRESS_EVERY_BYTES {
-            self.reported_bytes = manifest.bytes;
+    /// Reports now and then, when so many bytes more have been read.
+    fn read(&mut self, bytes: usize) -> Result<(), BuildError> {
+        self.progress.bytes += bytes as u64;
+        if self.progress.bytes - self.reported_bytes >= PROGRESS_EVERY_BYTES {
+            self.reported_bytes = self.progress.bytes;
             self.progress.done_bytes = self.files_done_bytes + self.position.bytes();
             if (self.report)(&self.progress).is_break() {
                 return Err(BuildError::Interrupted);
             }
         }
+        Ok(())
+    }
+
+    /// A dialogue of an input, cleaned as documents are.
+    fn add_dialogue(&mut self, mut dialogue: Dialogue) -> Result<(), BuildError> {
+        let mut text = String::new();
+        for message in &mut dialogue.messages {
+            message.content = normalise(&message.content);
+            text.push_str(&message.role);
+            text.push('\n');
+            text.push_str(&message.content);
+            text.push('\0'); // in no cleaned text
+        }
+        self.read(text.len())?;
+        let dropped = &mut self.manifest.dropped;
+        if !dialogue.is_whole() {
+            dropped.too_short += 1; // nothing but white space in a turn
+        } else if !self.dialogue_dedup.insert(&TextHash::of(&text)) {
+            dropped.duplicates += 1;
+            dropped.duplicate_bytes += text.len() as u64;
+        } else {
+            dialogue.lang = language::identify(&dialogue.lang, &text);
+            self.dialogues.push(&dialogue, text.len() as u64)?;
+            self.manifest.dialogues += 1;
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, document: Document) -> Result<(), BuildError> {
+        self.manifest.documents += 1;
+        self.manifest.bytes += document.text.len() as u64;
+        self.progress.documents = self.manifest.documents;
+        self.read(document.text.len())?;
+        let manifest = &mut self.manifest;
         let text = normalise(&document.text);
         if text.len() < self.options.min_document_bytes.max(1) {
             manifest.dropped.too_short += 1;

@@ -39,3 +39,34 @@ pub struct Dialogue {
     /// The turns.
     pub messages: Vec<Message>,
 }
+
+impl Dialogue {
+    /// Whether it can be learned from: perhaps a system turn, then user and assistant in turns, the assistant last, and
+    /// none of them empty.
+    pub(crate) fn is_whole(&self) -> bool {
+        let is_empty = |message: &Message| message.content.trim().is_empty();
+        let turns = match self.messages.split_first() {
+            Some((first, rest)) if first.role == "system" => rest,
+            _ => &self.messages[..],
+        };
+        let pairs = turns.chunks(2);
+        let alternate =
+            |pair: &[Message]| matches!(pair, [a, b] if a.role == "user" && b.role == "assistant");
+        !turns.is_empty() && pairs.into_iter().all(alternate) && !self.messages.iter().any(is_empty)
+    }
+}
+
+/// What a record of an input is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// Text to be read.
+    Document(Document),
+    /// A conversation to be learned from.
+    Dialogue(Dialogue),
+}
+
+impl From<Document> for Record {
+    fn from(document: Document) -> Record {
+        Record::Document(document)
+    }
+}

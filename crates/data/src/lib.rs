@@ -36,7 +36,7 @@ pub mod shard;
 pub mod tokens;
 
 pub use build::{BuildError, BuildOptions, Builtin, Progress, build};
-pub use document::{Dialogue, Document, Message};
+pub use document::{Dialogue, Document, Message, Record};
 pub use loader::{Batch, IGNORE, Loader, LoaderOptions};
 pub use manifest::{Manifest, inspect, verify};
 pub use normalise::normalise;

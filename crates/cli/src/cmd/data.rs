@@ -28,13 +28,16 @@ enum Command {
 /// Turns files into clean, deduplicated, split and hashed shards.
 ///
 /// Reads plain text, Markdown, HTML, JSON Lines (`text`, and `lang` and `source` if given) and Parquet (the
-/// same columns), each plain, .gz or .zst; of a directory, all such files in it. Every text is brought
+/// same columns), each plain, .gz or .zst; of a directory, all such files in it. A line of JSON Lines with
+/// `messages` (each `role`: system, user or assistant, and `content`) instead of `text` is a dialogue, for
+/// `dokja sft` and `dokja rl`. Every text is brought
 /// to Unicode NFC and cleaned of control characters and stray white space, given a language, dropped if
 /// it was there before, and put on one side of the train/held-out split by its hash. The directory
 /// appears whole or not at all; the same inputs give the same bytes.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   dokja data build --out data --corpus articles.jsonl.zst --corpus books/
+  dokja data build --out data --corpus books/ --corpus conversations.jsonl
   dokja data build --out data --builtin --builtin-bytes 8000000
       the built-in world alone: generated text in Korean and English, with dialogues")]
 struct BuildArgs {

@@ -45,48 +45,56 @@ pub(crate) struct StageArgs {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let (args, stage) = (&args.stage, Stage::Pretrain);
-    if !args.dry_run {
-        return args.train(stage);
-    }
-    let recipe = training::read_recipe(&args.recipe, &args.set)?;
-    let run = RunDir::new(&args.run_dir);
-    let config = Sources::open(&run, &recipe)?.config(&recipe)?;
-    let estimate = Estimate::new(&config, &recipe);
-    print(&match args.json {
-        true => json!({
-            "recipe": recipe,
-            "parameters": estimate.counts.parameters,
-            "active_parameters": estimate.counts.active_parameters,
-            "tokens": estimate.tokens_per_step * recipe.train.steps,
-            "flops": estimate.flops_per_token()
-                * (estimate.tokens_per_step * recipe.train.steps) as f64,
-            "memory_bytes": estimate.memory_bytes,
-        })
-        .to_string(),
-        false => format!("{}\n{}", recipe.to_toml(), estimate.describe(&recipe)),
-    });
-    Ok(())
+    args.stage.run(Stage::Pretrain)
 }
 
 impl StageArgs {
-    pub(crate) fn train(&self, stage: Stage) -> Result<()> {
+    /// Trains a stage, or says what it would take.
+    pub(crate) fn run(&self, stage: Stage) -> Result<()> {
         let recipe = training::read_recipe(&self.recipe, &self.set)?;
         let recipe = match stage {
             Stage::Rl => recipe.for_rl(),
             Stage::Pretrain | Stage::Sft => recipe,
         };
-        let trained = training::train(&Job {
+        let job = Job {
             run: RunDir::new(&self.run_dir),
             stage,
             recipe: &recipe,
             resume: self.resume,
             is_tokenizer_ours: false,
-        })?;
-        print(&match self.json {
-            true => training::outcome_json(&trained).to_string(),
-            false => training::outcome_text(&trained),
-        });
+        };
+        let json = self.json;
+        let text = match self.dry_run {
+            true => dry_run(&job, json)?,
+            false => {
+                let trained = training::train(&job)?;
+                match json {
+                    true => training::outcome_json(&trained).to_string(),
+                    false => training::outcome_text(&trained),
+                }
+            }
+        };
+        print(&text);
         Ok(())
     }
+}
+
+/// The resolved recipe, and what it comes to.
+fn dry_run(job: &Job, json: bool) -> Result<String> {
+    let recipe = job.recipe;
+    let config = training::config(job, &Sources::open(&job.run, recipe)?)?;
+    let estimate = Estimate::new(&config, recipe);
+    let tokens = estimate.tokens_per_step * recipe.train.steps;
+    Ok(match json {
+        true => json!({
+            "recipe": recipe,
+            "parameters": estimate.counts.parameters,
+            "active_parameters": estimate.counts.active_parameters,
+            "tokens": tokens,
+            "flops": estimate.flops_per_token() * tokens as f64,
+            "memory_bytes": estimate.memory_bytes,
+        })
+        .to_string(),
+        false => format!("{}\n{}", recipe.to_toml(), estimate.describe(recipe)),
+    })
 }

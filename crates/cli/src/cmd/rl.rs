@@ -23,5 +23,5 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    args.stage.train(Stage::Rl)
+    args.stage.run(Stage::Rl)
 }

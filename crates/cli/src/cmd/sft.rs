@@ -17,5 +17,5 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    args.stage.train(Stage::Sft)
+    args.stage.run(Stage::Sft)
 }

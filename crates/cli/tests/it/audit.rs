@@ -261,6 +261,12 @@ fn a_model_that_learned_from_its_own_answers_is_walked_back_and_draws_the_same_o
         told.contains("rl.group_size is 0; it must be from"),
         "{told}"
     );
+    let planned = rl(&["--dry-run"]);
+    let planned: serde_json::Value = serde_json::from_slice(&planned.stdout).unwrap();
+    // Four steps of two questions, three answers each, six tokens at most.
+    assert_eq!(planned["tokens"], 144);
+    assert_eq!(planned["recipe"]["loss"]["mtp_weight"], 0.0);
+    assert!(!run.stage(Stage::Rl).exists(), "nothing is begun");
     let trained = rl(&[]);
     let told = String::from_utf8_lossy(&trained.stderr);
     assert!(trained.status.success(), "{told}");

@@ -1,4 +1,5 @@
-//! JSON Lines: one object a line with a string `text`; `lang` and `source` if they are strings.
+//! JSON Lines: one object a line with a string `text`, or a dialogue with `messages`, each with `role` and `content`;
+//! `lang` and `source` if they are strings.
 
 use std::path::Path;
 
@@ -8,11 +9,14 @@ use super::{
     ExtractError, Limits, Position, Sink, SkipReason, Skips,
     input::{Input, Line},
 };
-use crate::Document;
+use crate::{Dialogue, Document, Message, Record};
 
 #[derive(Deserialize)]
-struct Record {
-    text: String,
+struct Fields {
+    #[serde(default)]
+    text: Option<String>,
+    #[serde(default)]
+    messages: Option<Vec<Message>>,
     #[serde(default)]
     lang: Option<String>,
     #[serde(default)]
@@ -42,15 +46,31 @@ pub(super) fn extract<E: From<ExtractError>>(
             skips.add(path, line, SkipReason::InvalidUtf8);
             continue;
         }
-        let Ok(record) = serde_json::from_slice::<Record>(&bytes) else {
-            skips.add(path, line, SkipReason::InvalidJson);
-            continue;
+        let record = match serde_json::from_slice::<Fields>(&bytes) {
+            Ok(record) => record,
+            Err(_) => {
+                skips.add(path, line, SkipReason::InvalidJson);
+                continue;
+            }
         };
-        sink(Document {
-            text: record.text,
-            lang: record.lang.unwrap_or_default(),
-            source: record.source.unwrap_or_else(|| "jsonl".to_owned()),
-        })?;
+        let lang = record.lang.unwrap_or_default();
+        let source = record.source.unwrap_or_else(|| "jsonl".to_owned());
+        match (record.text, record.messages) {
+            (Some(text), None) => sink(Record::Document(Document { text, lang, source }))?,
+            (None, Some(messages)) => {
+                let dialogue = Dialogue {
+                    area: String::new(),
+                    lang,
+                    source,
+                    messages,
+                };
+                match dialogue.is_whole() {
+                    true => sink(Record::Dialogue(dialogue))?,
+                    false => skips.add(path, line, SkipReason::NoDialogue),
+                }
+            }
+            _ => skips.add(path, line, SkipReason::InvalidJson),
+        }
     }
     Ok(())
 }

@@ -6,7 +6,7 @@
 //! | text | .txt .text | one a file; longer than [`Limits::max_document_bytes`], cut at line ends |
 //! | Markdown | .md .markdown | one a file, its text without the markup |
 //! | HTML | .html .htm .xhtml | one a file, its text without scripts, styles and navigation |
-//! | JSON Lines | .jsonl .ndjson | one a line: `text`, and `lang`, `source` if given |
+//! | JSON Lines | .jsonl .ndjson | one a line: `text`, and `lang`, `source` if given; or a dialogue: `messages` |
 //! | Parquet | .parquet | one a row: column `text`, and `lang`, `source` if there |
 //!
 //! Everything streams, and no input makes memory grow beyond the limits (of Parquet, a page is held in
@@ -33,7 +33,7 @@ use formats::FileError;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::Document;
+use crate::{Document, Record};
 
 /// Bounds on what one input may make the extractors do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -125,8 +125,10 @@ pub enum ExtractError {
 pub enum SkipReason {
     /// The bytes are no UTF-8.
     InvalidUtf8,
-    /// A line that is no JSON object with a string `text`.
+    /// A line that is no JSON object with a string `text`, or with `messages`.
     InvalidJson,
+    /// Messages that are no dialogue: perhaps a system turn, then user and assistant in turns, none of them empty.
+    NoDialogue,
     /// Longer than [`Limits::max_document_bytes`].
     TooLong,
     /// HTML whose elements are nested absurdly deep.
@@ -172,8 +174,8 @@ impl Skips {
     }
 }
 
-/// What the extractors hand documents to; an error ends the extraction.
-pub(crate) type Sink<'a, E> = dyn FnMut(Document) -> Result<(), E> + 'a;
+/// What the extractors hand records to; an error ends the extraction.
+pub(crate) type Sink<'a, E> = dyn FnMut(Record) -> Result<(), E> + 'a;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -219,7 +221,7 @@ impl Position {
     }
 }
 
-/// Hands every document of the file at `path` to `sink`; returns what was skipped. `position` is kept
+/// Hands every record of the file at `path` to `sink`; returns what was skipped. `position` is kept
 /// up to date meanwhile.
 ///
 /// # Errors
@@ -228,7 +230,7 @@ pub fn extract<E: From<ExtractError>>(
     path: &Path,
     limits: &Limits,
     position: &Position,
-    sink: &mut dyn FnMut(Document) -> Result<(), E>,
+    sink: &mut dyn FnMut(Record) -> Result<(), E>,
 ) -> Result<Skips, E> {
     let kind = kind_of(path).ok_or_else(|| ExtractError::UnknownKind {
         path: path.to_path_buf(),
@@ -241,22 +243,28 @@ pub fn extract<E: From<ExtractError>>(
         Kind::Markdown => {
             if let Some(source) = text::whole(path, limits, position, &mut skips)? {
                 let text = markdown::text(&source);
-                sink(Document {
-                    text,
-                    lang: String::new(),
-                    source: "markdown".to_owned(),
-                })?;
+                sink(
+                    Document {
+                        text,
+                        lang: String::new(),
+                        source: "markdown".to_owned(),
+                    }
+                    .into(),
+                )?;
             }
         }
         Kind::Html => {
             if let Some(source) = text::whole(path, limits, position, &mut skips)? {
                 match html::text(&source) {
                     Some((text, lang)) => {
-                        sink(Document {
-                            text,
-                            lang,
-                            source: "html".to_owned(),
-                        })?;
+                        sink(
+                            Document {
+                                text,
+                                lang,
+                                source: "html".to_owned(),
+                            }
+                            .into(),
+                        )?;
                     }
                     None => skips.add(path, 1, SkipReason::TooDeep),
                 }

@@ -46,11 +46,14 @@ pub(super) fn extract<E: From<ExtractError>>(
             idx.and_then(|idx| row.get_string(idx).ok()).cloned()
         };
         match text_of(&row, columns.text, limits) {
-            Ok(text) => sink(Document {
-                text,
-                lang: field(columns.lang).unwrap_or_default(),
-                source: field(columns.source).unwrap_or_else(|| "parquet".to_owned()),
-            })?,
+            Ok(text) => sink(
+                Document {
+                    text,
+                    lang: field(columns.lang).unwrap_or_default(),
+                    source: field(columns.source).unwrap_or_else(|| "parquet".to_owned()),
+                }
+                .into(),
+            )?,
             Err(reason) => skips.add(path, number, reason),
         }
     }

@@ -30,11 +30,14 @@ pub(super) fn extract<E: From<ExtractError>>(
         match std::str::from_utf8(part) {
             Ok(text) => {
                 let (text, source) = (text.to_owned(), "text".to_owned());
-                sink(Document {
-                    text,
-                    lang: String::new(),
-                    source,
-                })?;
+                sink(
+                    Document {
+                        text,
+                        lang: String::new(),
+                        source,
+                    }
+                    .into(),
+                )?;
             }
             Err(e) => {
                 let lines = part[..e.valid_up_to()]

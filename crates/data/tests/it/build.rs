@@ -524,3 +524,67 @@ fn measuring_shows_every_held_out_token_once_in_order() {
         data.num_tokens(Split::Heldout) + documents as u64
     );
 }
+
+#[test]
+fn dialogues_of_inputs_are_kept_once_where_they_are_whole_and_told_where_not() {
+    let scratch = tempfile::tempdir().expect("a directory");
+    let turn = |role: &str, content: &str| serde_json::json!({"role": role, "content": content});
+    let line = |messages: &[serde_json::Value]| {
+        format!(
+            "{}\n",
+            serde_json::json!({"messages": messages, "source": "chats"})
+        )
+    };
+    let (hello, hi) = (
+        turn("user", "Hello\u{7}  "),
+        turn("assistant", "안녕하세요"),
+    );
+    let lines = [
+        serde_json::json!({"text": "A text that is long enough to be kept as one."}).to_string()
+            + "\n",
+        line(&[hello.clone(), hi.clone()]),
+        line(&[turn("user", "Hello"), hi.clone()]), // the same when it is clean
+        line(&[
+            turn("system", "Be brief."),
+            hello.clone(),
+            hi.clone(),
+            hello.clone(),
+            hi.clone(),
+        ]),
+        line(std::slice::from_ref(&hello)),
+        line(&[hi.clone(), hello.clone()]),
+        line(&[turn("tool", "x"), hi.clone()]),
+        line(&[turn("user", " "), hi.clone()]),
+        line(&[]),
+        "{\"messages\": \"none\"}\n".to_owned(),
+        "{\"text\": \"both\", \"messages\": []}\n".to_owned(),
+        line(&[turn("user", "\u{7}"), hi.clone()]), // nothing is left of the turn
+    ];
+    let corpus = scratch.path().join("mixed.jsonl");
+    fs::write(&corpus, lines.concat()).expect("a writable directory");
+    let out = scratch.path().join("data");
+    let what = BuildOptions {
+        corpus: vec![corpus],
+        builtin: None,
+        options: Options::default(),
+    };
+    let manifest = build(&out, &what, &mut go_on).expect("built");
+    assert_eq!((manifest.kept_documents, manifest.dialogues), (1, 2));
+    assert_eq!(
+        (manifest.dropped.duplicates, manifest.dropped.too_short),
+        (1, 1)
+    );
+    let skipped = &manifest.dropped.skipped.counts;
+    assert_eq!(skipped[&SkipReason::NoDialogue], 5);
+    assert_eq!(skipped[&SkipReason::InvalidJson], 2);
+    let kept: Vec<Dialogue> = records(&out, Split::Dialogues)
+        .expect("shards")
+        .map(|dialogue| dialogue.expect("a dialogue"))
+        .collect();
+    assert_eq!(kept[0].messages[0].content, "Hello");
+    assert_eq!(
+        (kept[0].source.as_str(), kept[1].messages.len()),
+        ("chats", 5)
+    );
+    verify(&out).expect("digests as written");
+}

@@ -8,7 +8,7 @@ use std::{
 };
 
 use dokja_data::{
-    Document,
+    Document, Record,
     extract::{ExtractError, Limits, Position, SkipReason, Skips, extract},
 };
 use parquet::{
@@ -21,8 +21,10 @@ use proptest::prelude::*;
 fn read_with(path: &Path, limits: &Limits) -> Result<(Vec<Document>, Skips), ExtractError> {
     let mut documents = Vec::new();
     let position = Position::default();
-    let skips = extract(path, limits, &position, &mut |document| {
-        documents.push(document);
+    let skips = extract(path, limits, &position, &mut |record| {
+        if let Record::Document(document) = record {
+            documents.push(document);
+        }
         Ok::<(), ExtractError>(())
     })?;
     // Of what was read to its end, every byte was seen.
@@ -284,7 +286,7 @@ proptest! {
         }
         // What a changed index no longer names is not read: the position says nothing here.
         let path = scratch.file("a.parquet", &bytes);
-        let mut take = |_: Document| Ok::<(), ExtractError>(());
+        let mut take = |_: Record| Ok::<(), ExtractError>(());
         let _ = extract(&path, &Limits::default(), &Position::default(), &mut take);
     }
 
