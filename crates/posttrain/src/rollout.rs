@@ -116,17 +116,8 @@ impl<'a> Rollouts<'a> {
                 seq_len,
             });
         }
-        let mut bytes = format!("{ORDER}\n{} {:?} {stop_id}\n", recipe.seed, rl).into_bytes();
-        for problem in &problems {
-            for id in &problem.prompt_ids {
-                bytes.extend(id.to_le_bytes());
-            }
-            bytes.push(b'\n');
-            bytes.extend(problem.reference.as_bytes());
-            bytes.push(0);
-        }
         Ok(Rollouts {
-            commitment: formats::hash::sha256_hex(&bytes),
+            commitment: commitment(&problems, recipe.seed, &rl, stop_id),
             problems,
             rl,
             seed: recipe.seed,
@@ -246,6 +237,26 @@ const MAX_NUM_SEQS: usize = 64;
 /// Sequences that are drawn at once: each has keys and values for a row.
 pub fn num_seqs(rl: &Rl) -> usize {
     (rl.prompts_per_step * rl.group_size).min(MAX_NUM_SEQS)
+}
+
+/// SHA-256 of everything that determines the answers of a step besides its weights; docs/formats/data.md has the form.
+fn commitment(problems: &[Problem], seed: u64, rl: &Rl, stop_id: u32) -> String {
+    let Rl {
+        prompts_per_step,
+        group_size,
+        max_tokens,
+        ..
+    } = rl;
+    let lines =
+        format!("{ORDER}\n{seed}\n{prompts_per_step}\n{group_size}\n{max_tokens}\n{stop_id}\n");
+    let mut bytes = lines.into_bytes();
+    for problem in problems {
+        bytes.extend((problem.prompt_ids.len() as u64).to_le_bytes());
+        bytes.extend(problem.prompt_ids.iter().flat_map(|id| id.to_le_bytes()));
+        bytes.extend((problem.reference.len() as u64).to_le_bytes());
+        bytes.extend(problem.reference.as_bytes());
+    }
+    formats::hash::sha256_hex(&bytes)
 }
 
 const ORDER: &str = "dokja-rl-order-1: questions shuffled by (seed, epoch); answers drawn at temperature 1 by the \
