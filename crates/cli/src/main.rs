@@ -10,6 +10,7 @@ mod interrupt;
 mod memory;
 mod open;
 mod progress;
+mod sources;
 mod training;
 
 use clap::{Parser, Subcommand};
@@ -30,6 +31,7 @@ enum Command {
     Tokenizer(cmd::tokenizer::Args),
     Pretrain(cmd::pretrain::Args),
     Sft(cmd::sft::Args),
+    Prefer(cmd::prefer::Args),
     Rl(cmd::rl::Args),
     Generate(cmd::generate::Args),
     Chat(cmd::chat::Args),
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
         Command::Tokenizer(args) => cmd::tokenizer::run(&args),
         Command::Pretrain(args) => cmd::pretrain::run(&args),
         Command::Sft(args) => cmd::sft::run(&args),
+        Command::Prefer(args) => cmd::prefer::run(&args),
         Command::Rl(args) => cmd::rl::run(&args),
         Command::Generate(args) => cmd::generate::run(&args),
         Command::Chat(args) => cmd::chat::run(&args),

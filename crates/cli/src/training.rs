@@ -2,25 +2,22 @@
 
 use crate::interrupt::{self, Interrupted};
 use crate::progress::{Progress, Unit, bytes, grouped, tell};
+use crate::sources::Sources;
 use crate::{env, memory};
 use anyhow::{Context, Result, bail};
-use data::manifest::{Manifest, Split};
-use data::{Dialogue, DialoguePacker, Encoder, Loader, LoaderOptions, TokenData};
-use formats::hash;
+use data::{DialoguePacker, Loader, LoaderOptions, TokenData};
 use formats::keys::Key;
 use formats::ledger::records::{self, Genesis, Machine};
+use formats::ledger::{self, Record};
 use formats::run_dir::{RunDir, Stage};
 use kernels_cpu::peak::{self, Factor};
 use model::config::Compute;
 use model::{Layout, ModelConfig, flops};
-use posttrain::{Problem, Rollouts};
+use posttrain::{Preferences, Problem, Rollouts};
 use serde_json::json;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use tensor::Device;
-use tokenizer::chat::{ChatOptions, Message, Role, render};
-use tokenizer::{Specials, Tokenizer};
-use train::recipe::SpecialIds;
 use train::{
     Batches, Dialogues, Documents, Heldout, Outcome, Recipe, Recording, Report, StageInputs,
 };
@@ -56,17 +53,22 @@ impl Estimate {
         let with_mtp = recipe.loss.mtp_weight > 0.0;
         let counts = flops::count(config, &layout, train.seq_len, with_mtp);
         let rows = (train.rows_per_micro_step * train.seq_len) as u64;
-        // What draws answers has the weights, packed and not, and keys and values.
-        let drawing = recipe.rl.as_ref().map_or(0, |rl| {
-            let of_row = flops::kv_bytes(config, train.seq_len);
-            layout.len as u64 * (4 + 4) + posttrain::rollout::num_seqs(rl) as u64 * of_row
-        });
+        // What draws or judges answers has the weights, packed and not, and keys and values.
+        let of_row = flops::kv_bytes(config, train.seq_len);
+        let engine = |seqs: usize| layout.len as u64 * (4 + 4) + seqs as u64 * of_row;
+        let drawing = match (&recipe.prefer, &recipe.rl) {
+            // Of the weights, and of those of the start, which are kept too.
+            (Some(_), _) => 2 * engine(1) + layout.len as u64 * 4,
+            (None, Some(rl)) => engine(posttrain::rollout::num_seqs(rl)),
+            (None, None) => 0,
+        };
         // Weights, gradients, two moments; the packed copies of the matrices both ways.
         let learning = layout.len as u64 * (4 * 4 + 2 * 4) + rows * flops::kept_bytes(config);
-        let tokens = match &recipe.rl {
-            // Of answers, at most; questions come on top.
-            Some(rl) => rl.prompts_per_step * rl.group_size * rl.max_tokens,
-            None => train.rows_per_step * train.seq_len,
+        // Of answers, at most; questions come on top.
+        let tokens = match (&recipe.prefer, &recipe.rl) {
+            (Some(prefer), _) => 2 * prefer.pairs_per_step * train.seq_len,
+            (None, Some(rl)) => rl.prompts_per_step * rl.group_size * rl.max_tokens,
+            (None, None) => train.rows_per_step * train.seq_len,
         };
         Estimate {
             tokens_per_step: tokens as u64,
@@ -95,164 +97,6 @@ impl Estimate {
         )
     }
 }
-
-/// The data, the tokenizer and the tokens of a stage.
-pub(crate) struct Sources {
-    pub(crate) dir: PathBuf,
-    pub(crate) manifest: Manifest,
-    pub(crate) tokenizer: Tokenizer,
-    pub(crate) tokenizer_json: Vec<u8>,
-    pub(crate) specials: Specials,
-}
-
-impl Sources {
-    /// Opens what a recipe names, or what the run directory has.
-    pub(crate) fn open(run: &RunDir, recipe: &Recipe) -> Result<Sources> {
-        let dir = recipe.data.dir.clone().unwrap_or_else(|| run.data());
-        if !dir.exists() {
-            bail!(
-                "there is no data directory {}; make one with `dokja data build --out {}`, or name one \
-                 with --set data.dir=DIR",
-                dir.display(),
-                dir.display()
-            );
-        }
-        let manifest = Manifest::open(&dir)?;
-        let path = recipe
-            .data
-            .tokenizer
-            .clone()
-            .unwrap_or_else(|| run.tokenizer());
-        if !path.exists() {
-            bail!(
-                "there is no tokenizer {}; make one with `dokja tokenizer train --data {} --out {}`, or \
-                 name one with --set data.tokenizer=FILE",
-                path.display(),
-                dir.display(),
-                path.display()
-            );
-        }
-        let tokenizer =
-            Tokenizer::load(&path).with_context(|| format!("cannot use {}", path.display()))?;
-        let specials = tokenizer
-            .specials()
-            .with_context(|| format!("cannot use {}", path.display()))?;
-        let tokenizer_json =
-            std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        Ok(Sources {
-            dir,
-            manifest,
-            tokenizer,
-            tokenizer_json,
-            specials,
-        })
-    }
-
-    /// The architecture that `[model]` and the tokenizer give.
-    pub(crate) fn config(&self, recipe: &Recipe) -> Result<ModelConfig> {
-        let ids = SpecialIds {
-            bos: self.specials.bos,
-            eos: self.specials.endofturn,
-            pad: self.specials.pad,
-        };
-        Ok(recipe.config(self.tokenizer.vocab_size(), &ids)?)
-    }
-
-    /// The documents as ids, made once for each tokenizer.
-    fn tokens(&self) -> Result<TokenData> {
-        let encode = |text: &str| self.tokenizer.encode_ordinary(text);
-        let encoder = Encoder {
-            encode: &encode,
-            vocab_size: self.tokenizer.vocab_size() as u32,
-            sha256: hash::sha256_hex(&self.tokenizer_json),
-            separator: self.specials.eos,
-        };
-        let mut bar: Option<Progress> = None;
-        let tokens = data::tokenize(&self.dir, &encoder, env::threads()?, &mut |done, total| {
-            let start = || Progress::new("encoding", Unit::Of("documents"), 0, total);
-            bar.get_or_insert_with(start).set(done);
-            stop_if_asked()
-        });
-        match tokens {
-            Ok(tokens) => Ok(tokens),
-            Err(data::tokens::TokenizeError::Interrupted) => {
-                Err(Interrupted("nothing was trained".into()).into())
-            }
-            Err(e) => Err(e.into()),
-        }
-    }
-
-    /// The dialogues as ids, with the assistant's words marked.
-    fn dialogues(&self) -> Result<Vec<(Vec<u32>, Vec<bool>)>> {
-        let mut all = Vec::new();
-        for dialogue in data::shard::records::<Dialogue>(&self.dir, Split::Dialogues)? {
-            let messages = self.messages(&dialogue?)?;
-            let rendered = render(&self.tokenizer, &messages, &CHAT)?;
-            all.push((rendered.ids, rendered.loss_mask));
-        }
-        Ok(all)
-    }
-
-    /// The last question of each dialogue whose source begins with one of `of` (all where there are none), and its
-    /// answer.
-    fn problems(&self, of: &[String]) -> Result<Vec<Problem>> {
-        let mut all = Vec::new();
-        for dialogue in data::shard::records::<Dialogue>(&self.dir, Split::Dialogues)? {
-            let dialogue = dialogue?;
-            if !of.is_empty() && !of.iter().any(|source| dialogue.source.starts_with(source)) {
-                continue;
-            }
-            let messages = self.messages(&dialogue)?;
-            let Some((answer, asked)) = messages.split_last() else {
-                continue;
-            };
-            if answer.role == Role::Assistant && !asked.is_empty() {
-                let options = ChatOptions {
-                    add_generation_prompt: true,
-                    ..CHAT
-                };
-                all.push(Problem {
-                    prompt_ids: render(&self.tokenizer, asked, &options)?.ids,
-                    reference: answer.content.clone(),
-                });
-            }
-        }
-        Ok(all)
-    }
-
-    fn messages(&self, dialogue: &Dialogue) -> Result<Vec<Message>> {
-        let messages = dialogue.messages.iter().map(|message| {
-            let role = match message.role.as_str() {
-                "system" => Role::System,
-                "user" => Role::User,
-                "assistant" => Role::Assistant,
-                other => bail!(
-                    "a dialogue of {} has a turn of {other:?}",
-                    self.dir.display()
-                ),
-            };
-            Ok(Message::new(role, message.content.clone()))
-        });
-        messages.collect()
-    }
-
-    /// Bytes of text that each id stands for; none for special tokens.
-    fn token_bytes(&self) -> Vec<u32> {
-        let ids = 0..self.tokenizer.vocab_size() as u32;
-        ids.map(|id| match self.tokenizer.is_added(id) {
-            true => 0,
-            false => self.tokenizer.token_bytes(id).map_or(0, |b| b.len() as u32),
-        })
-        .collect()
-    }
-}
-
-/// How dialogues are rendered to be learned from.
-const CHAT: ChatOptions<'_> = ChatOptions {
-    enable_thinking: false,
-    add_generation_prompt: false,
-    tools: &[],
-};
 
 /// Refuses what would not fit.
 pub(crate) fn check_memory(estimate: &Estimate) -> Result<()> {
@@ -290,7 +134,7 @@ pub(crate) fn train(job: &Job) -> Result<Trained> {
 pub(crate) fn config(job: &Job, sources: &Sources) -> Result<ModelConfig> {
     match job.stage {
         Stage::Pretrain => sources.config(job.recipe),
-        Stage::Sft | Stage::Rl => parent_config(&job.run, job.stage, job.recipe),
+        Stage::Sft | Stage::Prefer | Stage::Rl => parent_config(&job.run, job.stage, job.recipe),
     }
 }
 
@@ -315,6 +159,7 @@ pub(crate) fn with_inputs<R>(
     );
     let documents;
     let dialogues;
+    let preferences;
     let rollouts;
     let reward = |problem: &Problem, ids: &[u32]| {
         let answer = sources.tokenizer.decode(ids, true);
@@ -336,8 +181,14 @@ pub(crate) fn with_inputs<R>(
     if recipe.rl.is_some() && job.stage != Stage::Rl {
         bail!("[rl] is for `dokja rl`: {} asks no questions", job.stage);
     }
+    if recipe.prefer.is_some() && job.stage != Stage::Prefer {
+        bail!(
+            "[prefer] is for `dokja prefer`: {} prefers no answers",
+            job.stage
+        );
+    }
     let batches: &dyn Batches = match job.stage {
-        Stage::Pretrain | Stage::Rl if replay_rows > 0 => {
+        Stage::Pretrain | Stage::Prefer | Stage::Rl if replay_rows > 0 => {
             bail!("data.replay_rows is for instruction tuning; remove it");
         }
         Stage::Pretrain => {
@@ -355,6 +206,15 @@ pub(crate) fn with_inputs<R>(
             let replay = (replay_rows > 0).then(|| loader(replay_rows)).transpose()?;
             dialogues = Dialogues::new(packer, replay);
             &dialogues
+        }
+        Stage::Prefer => {
+            let layout = Layout::new(&config);
+            let records = ledger::verify_chain(run.root())?.records.into_iter();
+            let records: Vec<Record> = records.filter_map(|check| check.record).collect();
+            let parent = train::stage::parent(run, &records, job.stage, &layout)?;
+            let (reference, _) = parent.context("the run has no finished stage to start from")?;
+            preferences = Preferences::new(sources.choices()?, recipe, &config, reference)?;
+            &preferences
         }
         Stage::Rl => {
             let of = recipe.rl.as_ref().map_or(&[][..], |rl| &rl.sources);
@@ -396,6 +256,7 @@ fn train_from(job: &Job, inputs: &StageInputs, estimate: &Estimate) -> Result<Tr
     let name = match job.stage {
         Stage::Pretrain => "pretraining",
         Stage::Sft => "tuning",
+        Stage::Prefer => "preferring",
         Stage::Rl => "reinforcing",
     };
     let mut bar: Option<Progress> = None;

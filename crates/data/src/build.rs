@@ -254,6 +254,7 @@ impl<'a> Builder<'a> {
                 lang: dialogue.lang.as_str().to_owned(),
                 source: dialogue.source.to_owned(),
                 messages,
+                rejected: None,
             };
             self.dialogues.push(&record, bytes)?;
             self.manifest.dialogues += 1;
@@ -320,6 +321,10 @@ impl<'a> Builder<'a> {
             text.push('\n');
             text.push_str(&message.content);
             text.push('\0'); // in no cleaned text
+        }
+        if let Some(rejected) = &mut dialogue.rejected {
+            *rejected = normalise(rejected);
+            text.push_str(rejected);
         }
         self.read(text.len())?;
         let dropped = &mut self.manifest.dropped;

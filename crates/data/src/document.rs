@@ -38,11 +38,14 @@ pub struct Dialogue {
     pub source: String,
     /// The turns.
     pub messages: Vec<Message>,
+    /// A worse answer than the last turn, where one is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rejected: Option<String>,
 }
 
 impl Dialogue {
     /// Whether it can be learned from: perhaps a system turn, then user and assistant in turns, the assistant last, and
-    /// none of them empty.
+    /// none of them empty; a rejected answer is another than the last.
     pub(crate) fn is_whole(&self) -> bool {
         let is_empty = |message: &Message| message.content.trim().is_empty();
         let turns = match self.messages.split_first() {
@@ -52,7 +55,14 @@ impl Dialogue {
         let pairs = turns.chunks(2);
         let alternate =
             |pair: &[Message]| matches!(pair, [a, b] if a.role == "user" && b.role == "assistant");
-        !turns.is_empty() && pairs.into_iter().all(alternate) && !self.messages.iter().any(is_empty)
+        let is_other = |rejected: &String| {
+            let last = self.messages.last().map(|last| last.content.trim());
+            !rejected.trim().is_empty() && last != Some(rejected.trim())
+        };
+        !turns.is_empty()
+            && pairs.into_iter().all(alternate)
+            && !self.messages.iter().any(is_empty)
+            && self.rejected.as_ref().is_none_or(is_other)
     }
 }
 

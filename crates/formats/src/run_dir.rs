@@ -67,19 +67,22 @@ pub enum Stage {
     Pretrain,
     /// Instruction tuning.
     Sft,
+    /// Preference learning.
+    Prefer,
     /// Reinforcement learning.
     Rl,
 }
 
 impl Stage {
     /// All of them, in order.
-    pub const ALL: [Stage; 3] = [Stage::Pretrain, Stage::Sft, Stage::Rl];
+    pub const ALL: [Stage; 4] = [Stage::Pretrain, Stage::Sft, Stage::Prefer, Stage::Rl];
 
     /// The name of its directory.
     pub fn name(self) -> &'static str {
         match self {
             Stage::Pretrain => "pretrain",
             Stage::Sft => "sft",
+            Stage::Prefer => "prefer",
             Stage::Rl => "rl",
         }
     }

@@ -1,6 +1,7 @@
 //! Learning from a model's own answers: the engine draws them, the trainer learns from them.
 //!
 //! - [`rollout`]: the answers of a step, and what each counts
+//! - [`preference`]: of two answers, which is preferred
 //! - [`reward`]: is an answer right?
 //!
 //! Training and serving multiply alike: the logits from which the engine draws a token are, to the bit, those from which
@@ -10,8 +11,13 @@
 //!
 //! Ids only: what text is right is asked of the caller.
 
+mod answers;
+
+pub mod preference;
+
 pub mod reward;
 
 pub mod rollout;
 
+pub use preference::{Choice, NoChoice, Preferences};
 pub use rollout::{Problem, Rollouts, RolloutsError};

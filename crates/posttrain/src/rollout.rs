@@ -12,18 +12,16 @@
 //!
 //! Absent: a penalty for leaving the first weights, several updates from one set of answers, other temperatures.
 
-use infer::{
-    Completion, Engine, EngineConfig, FinishReason, KV_BLOCK, ModelRunner, Request, SamplingParams,
-    generate_all,
-};
-use model::transformer::Batch;
-use model::{ModelConfig, Transformer};
-use numerics::{Philox, Rng};
 use std::path::PathBuf;
-use tensor::ops::cross_entropy::IGNORE;
+
+use infer::{Completion, FinishReason, Request, SamplingParams, generate_all};
+use model::ModelConfig;
+use numerics::Philox;
 use thiserror::Error;
 use train::recipe::Rl;
 use train::{Batches, Recipe, StepBatches, Trainer};
+
+use crate::answers::{Weighted, engine, of_step, pack};
 
 /// A question whose answer can be checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,14 +76,6 @@ pub struct Rollouts<'a> {
     commitment: String,
 }
 
-/// An answer and what it counts.
-struct Answer<'a> {
-    prompt_ids: &'a [u32],
-    /// With the token that ends it, where it came to its end.
-    ids: Vec<u32>,
-    advantage: f64,
-}
-
 impl<'a> Rollouts<'a> {
     /// Of those problems that leave room for an answer of a model of this configuration. Answers end with `stop_id`.
     ///
@@ -133,25 +123,6 @@ impl<'a> Rollouts<'a> {
         self.problems.len()
     }
 
-    /// The questions of a step: all of them in an order by chance, then all of them in another.
-    fn of_step(&self, step: u64) -> Vec<&Problem> {
-        let (count, per_step) = (self.problems.len() as u64, self.rl.prompts_per_step as u64);
-        let mut epoch = None;
-        let mut order: Vec<usize> = Vec::new();
-        let places = step * per_step..(step + 1) * per_step;
-        places
-            .map(|place| {
-                if epoch != Some(place / count) {
-                    epoch = Some(place / count);
-                    order = (0..self.problems.len()).collect();
-                    let stream = format!("rl.questions {}", place / count);
-                    Rng::new(self.seed, &stream).shuffle(&mut order);
-                }
-                &self.problems[order[(place % count) as usize]]
-            })
-            .collect()
-    }
-
     /// Answers to the questions of a step, `group_size` to each, one group after another.
     fn draw(&self, trainer: &Trainer, problems: &[&Problem]) -> Vec<Completion> {
         let seeds = Philox::new(self.seed, "rl.answers");
@@ -179,55 +150,9 @@ impl<'a> Rollouts<'a> {
             })
         });
         let requests: Vec<Request> = requests.collect();
-        let device = trainer.device.again();
         let params = trainer.model.params.host();
-        let model = Transformer::new(&device, trainer.model.config.clone(), params, false);
-        let max_num_seqs = num_seqs(&self.rl);
-        let config = EngineConfig {
-            max_num_seqs,
-            num_kv_blocks: max_num_seqs * self.seq_len.div_ceil(KV_BLOCK),
-            ..EngineConfig::default()
-        };
-        let mut engine = Engine::new(Box::new(ModelRunner::new(device, model)), config)
-            .expect("a configuration of this crate");
+        let mut engine = engine(trainer, params, num_seqs(&self.rl), self.seq_len);
         generate_all(&mut engine, requests).expect("questions that leave room for an answer")
-    }
-
-    /// Sequences of questions and answers, packed in their order into batches of at most `batch_tokens` rows.
-    fn pack(&self, answers: &[Answer]) -> Vec<Batch> {
-        let mut batches: Vec<Batch> = Vec::new();
-        for answer in answers {
-            // The last token predicts nothing.
-            let rows = answer.prompt_ids.len() + answer.ids.len() - 1;
-            let is_full = |batch: &Batch| batch.ids.len() + rows > self.batch_tokens;
-            if batches.last().is_none_or(is_full) {
-                batches.push(Batch {
-                    cu_seqlens: vec![0],
-                    ..Batch::default()
-                });
-            }
-            if let Some(batch) = batches.last_mut() {
-                answer.add_to(batch);
-            }
-        }
-        batches
-    }
-}
-
-impl Answer<'_> {
-    fn add_to(&self, batch: &mut Batch) {
-        let ids = [self.prompt_ids, &self.ids].concat();
-        let rows = ids.len() - 1;
-        let is_drawn = |row: usize| row + 1 >= self.prompt_ids.len();
-        let target = |row| if is_drawn(row) { ids[row + 1] } else { IGNORE };
-        batch.targets.extend((0..rows).map(target));
-        batch
-            .weights
-            .extend((0..rows).map(|_| self.advantage as f32));
-        batch.mtp_targets.extend((0..rows).map(|_| IGNORE));
-        batch.next_ids.extend(&ids[1..]);
-        batch.ids.extend(&ids[..rows]);
-        batch.cu_seqlens.push(batch.ids.len() as u32);
     }
 }
 
@@ -264,7 +189,9 @@ const ORDER: &str = "dokja-rl-order-1: questions shuffled by (seed, epoch); answ
 
 impl Batches for Rollouts<'_> {
     fn batches(&self, trainer: &Trainer) -> StepBatches {
-        let problems = self.of_step(trainer.step);
+        let (count, per_step) = (self.problems.len(), self.rl.prompts_per_step);
+        let asked = of_step(self.seed, "rl.questions", count, per_step, trainer.step);
+        let problems: Vec<&Problem> = asked.into_iter().map(|idx| &self.problems[idx]).collect();
         let completions = self.draw(trainer, &problems);
         let (mut answers, mut total) = (Vec::new(), 0.0);
         let groups = completions.chunks(self.rl.group_size);
@@ -280,17 +207,17 @@ impl Batches for Rollouts<'_> {
                 if completion.finish_reason == FinishReason::Stop {
                     ids.push(self.stop_id);
                 }
-                answers.push(Answer {
+                answers.push(Weighted {
                     prompt_ids: &problem.prompt_ids,
                     ids,
-                    advantage: reward - mean,
+                    weight: (reward - mean) as f32,
                 });
             }
         }
         // Nothing was drawn where logits were no numbers.
         answers.retain(|answer| !answer.ids.is_empty());
         StepBatches {
-            batches: self.pack(&answers),
+            batches: pack(&answers, self.batch_tokens),
             reward: Some(total / problems.len() as f64),
         }
     }

@@ -140,6 +140,9 @@ fn subtitle(run: &Run) -> String {
     if let Some(steps) = steps(Stage::Sft) {
         let _ = write!(text, ", tuned on instructions for {}", grouped(steps));
     }
+    if let Some(steps) = steps(Stage::Prefer) {
+        let _ = write!(text, ", taught what is preferred for {}", grouped(steps));
+    }
     if let Some(steps) = steps(Stage::Rl) {
         let _ = write!(text, ", reinforced for {}", grouped(steps));
     }

@@ -135,6 +135,7 @@ fn stations(run: &Run) -> Vec<Station> {
                 let title = match last.stage {
                     Stage::Pretrain => "Pretrained",
                     Stage::Sft => "Tuned on instructions",
+                    Stage::Prefer => "Taught what is preferred",
                     Stage::Rl => "Reinforced",
                 };
                 stations.push(Station {

@@ -254,6 +254,7 @@ pub(crate) fn stage_name(stage: Stage) -> &'static str {
     match stage {
         Stage::Pretrain => "pretraining",
         Stage::Sft => "instruction tuning",
+        Stage::Prefer => "preference learning",
         Stage::Rl => "reinforcement learning",
     }
 }

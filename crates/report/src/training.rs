@@ -32,6 +32,11 @@ fn of_stage(run: &Run, stage: &StageRun) -> String {
             "Learning to answer",
             "Instruction tuning: dialogues in the chat format; only the answers count in the loss.",
         ),
+        Stage::Prefer => (
+            "Learning what is preferred",
+            "Of two answers to a question, the chosen one becomes likelier than the rejected one. The reward is the share \
+             of pairs that the model tells apart better than at the start.",
+        ),
         Stage::Rl => (
             "Learning from its own answers",
             "Reinforcement learning: the model answers each question several times, and what was better than the others \
@@ -39,7 +44,7 @@ fn of_stage(run: &Run, stage: &StageRun) -> String {
         ),
     };
     let large = match stage.stage {
-        Stage::Rl => rewards(&x, metrics),
+        Stage::Prefer | Stage::Rl => rewards(&x, metrics),
         Stage::Pretrain | Stage::Sft => losses(run, stage, &x),
     };
     let mut small = String::new();
@@ -173,7 +178,7 @@ fn loss_note(stage: &StageRun, metrics: &[StepMetrics]) -> String {
     let axis = "nats per token, logarithmic";
     let what = match stage.stage {
         Stage::Pretrain => "tokens",
-        Stage::Sft | Stage::Rl => "tokens of dialogue",
+        Stage::Sft | Stage::Prefer | Stage::Rl => "tokens of dialogue",
     };
     format!(
         "from {} to {} over {steps} and {} {what}; {axis}",

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use formats::run_dir::Stage;
 use model::ModelConfig;
 use model::config::{Compute, ConfigError};
 use serde::{Deserialize, Serialize};
@@ -43,7 +44,7 @@ pub enum RecipeError {
         "takes its architecture from the weights it starts from; remove the [model] section" })]
     ModelSection {
         /// The stage.
-        stage: formats::run_dir::Stage,
+        stage: Stage,
         /// Whether it is missing, or there and must not be.
         is_missing: bool,
     },
@@ -72,6 +73,9 @@ pub struct Recipe {
     pub train: Train,
     /// What is minimised.
     pub loss: Loss,
+    /// How pairs of answers are learned from; only where some are preferred to others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prefer: Option<Prefer>,
     /// What is asked and how often; only where a model learns from its own answers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rl: Option<Rl>,
@@ -230,6 +234,25 @@ impl Default for Loss {
     }
 }
 
+/// How pairs of answers are learned from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Prefer {
+    /// Pairs of a step.
+    pub pairs_per_step: usize,
+    /// How closely the weights are kept to those of the start: the larger, the closer.
+    pub beta: f64,
+}
+
+impl Default for Prefer {
+    fn default() -> Prefer {
+        Prefer {
+            pairs_per_step: 16,
+            beta: 0.1,
+        }
+    }
+}
+
 /// What is asked in reinforcement learning, and how often.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -381,10 +404,14 @@ impl Recipe {
         Ok(recipe)
     }
 
-    /// The recipe of a stage that learns from the model's own answers: with its section, and without a loss of the
-    /// prediction layer, which answers say nothing about.
-    pub fn for_rl(mut self) -> Recipe {
-        self.rl.get_or_insert_default();
+    /// The recipe as a stage takes it. Where answers are weighed against one another, with that section, and without a
+    /// loss of the prediction layer, which they say nothing about.
+    pub fn of_stage(mut self, stage: Stage) -> Recipe {
+        match stage {
+            Stage::Pretrain | Stage::Sft => return self,
+            Stage::Prefer => _ = self.prefer.get_or_insert_default(),
+            Stage::Rl => _ = self.rl.get_or_insert_default(),
+        }
         self.loss.mtp_weight = 0.0;
         self
     }
@@ -400,7 +427,7 @@ impl Recipe {
     /// When there is no `[model]`, or it does not fit together.
     pub fn config(&self, vocab_size: usize, ids: &SpecialIds) -> Result<ModelConfig, RecipeError> {
         let m = self.model.as_ref().ok_or(RecipeError::ModelSection {
-            stage: formats::run_dir::Stage::Pretrain,
+            stage: Stage::Pretrain,
             is_missing: true,
         })?;
         let pattern = m.sliding_window_pattern.max(1);
@@ -446,6 +473,7 @@ impl Recipe {
             data,
             train,
             loss,
+            prefer,
             rl,
             optim,
             schedule,
@@ -462,10 +490,19 @@ impl Recipe {
             ),
             ("optim.muon_ns_steps", optim.muon_ns_steps as u64, 20),
         ];
+        if let Some(prefer) = prefer {
+            let (pairs, beta) = (prefer.pairs_per_step as u64, prefer.beta);
+            if !(1..=1 << 12).contains(&pairs) {
+                return Err(wrong("prefer.pairs_per_step", pairs, "from 1 to 4096"));
+            }
+            if !(beta > 0.0 && beta <= 100.0) {
+                return Err(wrong("prefer.beta", beta, "above 0, at most 100"));
+            }
+        }
         let of_rl = rl.as_ref().map(|rl| {
             [
                 ("rl.prompts_per_step", rl.prompts_per_step as u64, 1 << 12),
-                ("rl.group_size", rl.group_size as u64, 1 << 12),
+                ("rl.group_size", rl.group_size as u64, 1 << 6),
                 ("rl.max_tokens", rl.max_tokens as u64, 1 << 20),
             ]
         });

@@ -268,7 +268,7 @@ impl<'a> Running<'a> {
                 record_start(&mut ledger, inputs, recording.genesis, &parent_sha256)?;
             }
             // A later stage is given what the run began with.
-            Stage::Sft | Stage::Rl => {
+            Stage::Sft | Stage::Prefer | Stage::Rl => {
                 for event in recorded::inputs(inputs) {
                     recorded::compare(ledger.records(), inputs, &event)?;
                 }
@@ -460,11 +460,8 @@ pub(crate) fn start(
             let sha256 = checkpoint::weights_sha256(layout, &weights)?;
             Ok((weights, sha256))
         }
-        Stage::Sft | Stage::Rl => match parent(records, stage) {
-            Some(end) => {
-                let dir = run.checkpoint(end.stage, end.step);
-                Ok((checkpoint::read_weights(&dir, layout)?, end.weights_sha256))
-            }
+        Stage::Sft | Stage::Prefer | Stage::Rl => match parent(run, records, stage, layout)? {
+            Some(parent) => Ok(parent),
             None => Err(StageError::NoParent {
                 path: run.root().to_path_buf(),
                 stage,
@@ -473,14 +470,29 @@ pub(crate) fn start(
     }
 }
 
-/// The end of the last stage before `stage` that has come to its end.
-pub(crate) fn parent(records: &[Record], stage: Stage) -> Option<Final> {
+/// The final weights of the last stage before `stage` that has come to its end, and their digest.
+///
+/// # Errors
+/// When its checkpoint cannot be read.
+pub fn parent(
+    run: &RunDir,
+    records: &[Record],
+    stage: Stage,
+    layout: &Layout,
+) -> Result<Option<(Vec<f32>, String)>, CheckpointError> {
     let before = Stage::ALL.into_iter().rev().filter(|s| *s < stage);
     let mut ends = before.filter_map(|s| match recorded::find(records, s, "final") {
         Some(Event::Final(end)) => Some(end),
         _ => None,
     });
-    ends.next()
+    let Some(end) = ends.next() else {
+        return Ok(None);
+    };
+    let dir = run.checkpoint(end.stage, end.step);
+    Ok(Some((
+        checkpoint::read_weights(&dir, layout)?,
+        end.weights_sha256,
+    )))
 }
 
 /// What a step comes to, but for its speed and the held-out text.

@@ -171,6 +171,7 @@ fn title_of(stage: Stage) -> String {
     match stage {
         Stage::Pretrain => "Pretraining",
         Stage::Sft => "Instruction tuning",
+        Stage::Prefer => "Preference learning",
         Stage::Rl => "Reinforcement learning",
     }
     .to_string()

@@ -11,6 +11,7 @@ pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod logits;
 pub(crate) mod plan;
+pub(crate) mod prefer;
 pub(crate) mod pretrain;
 pub(crate) mod quickstart;
 pub(crate) mod rl;

@@ -1,7 +1,8 @@
 //! `dokja pretrain`: a model from random numbers.
 
 use crate::print;
-use crate::training::{self, Estimate, Job, Sources};
+use crate::sources::Sources;
+use crate::training::{self, Estimate, Job};
 use anyhow::Result;
 use formats::run_dir::{RunDir, Stage};
 use serde_json::json;
@@ -52,10 +53,7 @@ impl StageArgs {
     /// Trains a stage, or says what it would take.
     pub(crate) fn run(&self, stage: Stage) -> Result<()> {
         let recipe = training::read_recipe(&self.recipe, &self.set)?;
-        let recipe = match stage {
-            Stage::Rl => recipe.for_rl(),
-            Stage::Pretrain | Stage::Sft => recipe,
-        };
+        let recipe = recipe.of_stage(stage);
         let job = Job {
             run: RunDir::new(&self.run_dir),
             stage,

@@ -3,7 +3,8 @@
 use crate::cmd::{audit, serve as serving};
 use crate::open::{OpenModel, RunArgs};
 use crate::progress::{Progress, Unit, bytes, duration, grouped, tell};
-use crate::training::{self, Job, Sources};
+use crate::sources::Sources;
+use crate::training::{self, Job};
 use crate::{env, interrupt, memory, open, print};
 use ::audit::{Certificate, Verdict, VerifyOptions};
 use anyhow::{Context, Result, bail};

@@ -3,6 +3,7 @@
 use crate::text::MODEL;
 use formats::run_dir::{RunDir, Stage};
 use numerics::Rng;
+use serde_json::json;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -52,11 +53,26 @@ fn a_run_killed_at_any_moment_ends_with_the_same_bytes_and_a_record_that_holds()
     let data = "[data]\ndir = \"data\"\ntokenizer = \"tokenizer.json\"\n";
     write("pretrain.toml", format!("{MODEL}{data}{TRAIN}"));
     write("sft.toml", format!("{data}{TRAIN}"));
-    // What the model answers is drawn again after every kill.
+    // What the model answers, or prefers, is drawn or judged again after every kill.
     let rl = "[rl]\nprompts_per_step = 2\ngroup_size = 2\nmax_tokens = 8\n";
     let wider = TRAIN.replace("seq_len = 128", "seq_len = 256");
     write("rl.toml", format!("{data}{rl}{wider}"));
-    let build = "data build --out data --builtin --builtin-bytes 60000 --builtin-dialogues 300";
+    write(
+        "prefer.toml",
+        format!("{data}[prefer]\npairs_per_step = 2\n{wider}"),
+    );
+    let pair = |(question, chosen, rejected): (&str, &str, &str)| {
+        let turn = |role, content| json!({"role": role, "content": content});
+        let messages = [turn("user", question), turn("assistant", chosen)];
+        json!({"messages": messages, "rejected": rejected}).to_string() + "\n"
+    };
+    let pairs = [
+        ("What is 2 + 3?", "5", "6"),
+        ("등대지기는 누구인가요?", "미나예요.", "몰라요."),
+        ("Is the bakery open?", "Yes, until six.", "No."),
+    ];
+    write("pairs.jsonl", pairs.map(pair).concat());
+    let build = "data build --out data --builtin --builtin-bytes 60000 --builtin-dialogues 300 --corpus pairs.jsonl";
     let learn = "tokenizer train --data data --vocab-size 400 --out tokenizer.json";
     for line in [build, learn] {
         succeed(dir, 1, &line.split(' ').collect::<Vec<_>>());
@@ -78,6 +94,7 @@ fn a_run_killed_at_any_moment_ends_with_the_same_bytes_and_a_record_that_holds()
     for run in ["whole", "killed"] {
         succeed(dir, 1, &["audit", "verify", run]);
     }
+    succeed(dir, 2, &["audit", "replay", "killed", "--segments", "99"]);
     // One changed byte in the weights between the start and the end, and the record no longer holds.
     let file = killed
         .checkpoint(Stage::Pretrain, 28)

@@ -1,5 +1,5 @@
-//! JSON Lines: one object a line with a string `text`, or a dialogue with `messages`, each with `role` and `content`;
-//! `lang` and `source` if they are strings.
+//! JSON Lines: one object a line with a string `text`, or a dialogue with `messages`, each with `role` and `content`,
+//! and perhaps a `rejected` answer, worse than the last; `lang` and `source` if they are strings.
 
 use std::path::Path;
 
@@ -17,6 +17,8 @@ struct Fields {
     text: Option<String>,
     #[serde(default)]
     messages: Option<Vec<Message>>,
+    #[serde(default)]
+    rejected: Option<String>,
     #[serde(default)]
     lang: Option<String>,
     #[serde(default)]
@@ -63,6 +65,7 @@ pub(super) fn extract<E: From<ExtractError>>(
                     lang,
                     source,
                     messages,
+                    rejected: record.rejected,
                 };
                 match dialogue.is_whole() {
                     true => sink(Record::Dialogue(dialogue))?,

@@ -6,7 +6,7 @@
 //! | text | .txt .text | one a file; longer than [`Limits::max_document_bytes`], cut at line ends |
 //! | Markdown | .md .markdown | one a file, its text without the markup |
 //! | HTML | .html .htm .xhtml | one a file, its text without scripts, styles and navigation |
-//! | JSON Lines | .jsonl .ndjson | one a line: `text`, and `lang`, `source` if given; or a dialogue: `messages` |
+//! | JSON Lines | .jsonl .ndjson | one a line: `text`, and `lang`, `source` if given; or a dialogue: `messages`, perhaps `rejected` |
 //! | Parquet | .parquet | one a row: column `text`, and `lang`, `source` if there |
 //!
 //! Everything streams, and no input makes memory grow beyond the limits (of Parquet, a page is held in
@@ -127,7 +127,8 @@ pub enum SkipReason {
     InvalidUtf8,
     /// A line that is no JSON object with a string `text`, or with `messages`.
     InvalidJson,
-    /// Messages that are no dialogue: perhaps a system turn, then user and assistant in turns, none of them empty.
+    /// Messages that are no dialogue: perhaps a system turn, then user and assistant in turns, none of them empty; or a
+    /// rejected answer that is the last one.
     NoDialogue,
     /// Longer than [`Limits::max_document_bytes`].
     TooLong,

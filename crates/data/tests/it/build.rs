@@ -539,6 +539,13 @@ fn dialogues_of_inputs_are_kept_once_where_they_are_whole_and_told_where_not() {
         turn("user", "Hello\u{7}  "),
         turn("assistant", "안녕하세요"),
     );
+    let rejected = |rejected: &str| {
+        let messages = [hello.clone(), hi.clone()];
+        format!(
+            "{}\n",
+            serde_json::json!({"messages": messages, "rejected": rejected})
+        )
+    };
     let lines = [
         serde_json::json!({"text": "A text that is long enough to be kept as one."}).to_string()
             + "\n",
@@ -559,6 +566,9 @@ fn dialogues_of_inputs_are_kept_once_where_they_are_whole_and_told_where_not() {
         "{\"messages\": \"none\"}\n".to_owned(),
         "{\"text\": \"both\", \"messages\": []}\n".to_owned(),
         line(&[turn("user", "\u{7}"), hi.clone()]), // nothing is left of the turn
+        rejected("Go away. "),
+        rejected("안녕하세요 "), // the answer itself
+        rejected(" "),
     ];
     let corpus = scratch.path().join("mixed.jsonl");
     fs::write(&corpus, lines.concat()).expect("a writable directory");
@@ -569,13 +579,13 @@ fn dialogues_of_inputs_are_kept_once_where_they_are_whole_and_told_where_not() {
         options: Options::default(),
     };
     let manifest = build(&out, &what, &mut go_on).expect("built");
-    assert_eq!((manifest.kept_documents, manifest.dialogues), (1, 2));
+    assert_eq!((manifest.kept_documents, manifest.dialogues), (1, 3));
     assert_eq!(
         (manifest.dropped.duplicates, manifest.dropped.too_short),
         (1, 1)
     );
     let skipped = &manifest.dropped.skipped.counts;
-    assert_eq!(skipped[&SkipReason::NoDialogue], 5);
+    assert_eq!(skipped[&SkipReason::NoDialogue], 7);
     assert_eq!(skipped[&SkipReason::InvalidJson], 2);
     let kept: Vec<Dialogue> = records(&out, Split::Dialogues)
         .expect("shards")
@@ -586,5 +596,7 @@ fn dialogues_of_inputs_are_kept_once_where_they_are_whole_and_told_where_not() {
         (kept[0].source.as_str(), kept[1].messages.len()),
         ("chats", 5)
     );
+    let worse = kept.iter().map(|dialogue| dialogue.rejected.as_deref());
+    assert_eq!(worse.collect::<Vec<_>>(), [None, None, Some("Go away.")]);
     verify(&out).expect("digests as written");
 }

@@ -1,8 +1,11 @@
-//! A small random model that learns from its own answers.
+//! Small random models that learn from answers: from their own, and from which of two is preferred.
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+mod preference;
+
 use dokja_posttrain::{Problem, Rollouts, RolloutsError};
+use formats::run_dir::Stage;
 use infer::{Engine, EngineConfig, ModelRunner, Request, SamplingParams, generate};
 use kernels_cpu::Isa;
 use model::transformer::Batch;
@@ -18,14 +21,14 @@ fn recipe() -> Recipe {
     let text = "seed = 5\n[rl]\nprompts_per_step = 3\ngroup_size = 4\nmax_tokens = 6\n[train]\nsteps = 40\nseq_len = 16\n\
         rows_per_step = 2\nrows_per_micro_step = 2\ncompute = \"f32\"\n[optim]\nmatrices = \"adamw\"\nlr = 1e-2\n\
         [schedule]\nwarmup_steps = 0\n";
-    Recipe::from_toml(text, &[]).unwrap().for_rl()
+    Recipe::from_toml(text, &[]).unwrap().of_stage(Stage::Rl)
 }
 
-fn trainer(threads: usize) -> Trainer {
+fn trainer(threads: usize, recipe: &Recipe) -> Trainer {
     let config = tiny();
     let weights = params(&config, &Layout::new(&config));
     let device = Device::cpu(Isa::detect(), threads);
-    Trainer::new(device, config, &weights, &recipe())
+    Trainer::new(device, config, &weights, recipe)
 }
 
 fn problems() -> Vec<Problem> {
@@ -49,7 +52,7 @@ fn even(_: &Problem, ids: &[u32]) -> f64 {
 
 #[test]
 fn answers_are_learned_from_and_questions_are_not() {
-    let (recipe, trainer) = (recipe(), trainer(2));
+    let (recipe, trainer) = (recipe(), trainer(2, &recipe()));
     let rollouts = Rollouts::new(problems(), &recipe, &tiny(), STOP, &even).unwrap();
     let step = rollouts.batches(&trainer);
     assert!((0.0..=1.0).contains(&step.reward.unwrap()));
@@ -89,7 +92,7 @@ fn answers_are_learned_from_and_questions_are_not() {
 
 #[test]
 fn what_is_rewarded_becomes_likelier() {
-    let (recipe, mut trainer) = (recipe(), trainer(2));
+    let (recipe, mut trainer) = (recipe(), trainer(2, &recipe()));
     let rollouts = Rollouts::new(problems(), &recipe, &tiny(), STOP, &even).unwrap();
     let rewards: Vec<f64> = (0..40)
         .map(|_| {
@@ -107,7 +110,7 @@ fn what_is_rewarded_becomes_likelier() {
 fn a_step_is_the_same_on_any_number_of_threads_and_after_an_interruption() {
     let recipe = recipe();
     let weights = |threads: &[usize]| {
-        let mut trainer = trainer(threads[0]);
+        let mut trainer = trainer(threads[0], &recipe);
         for &threads in threads {
             // Another process: what it knows is the weights and the step.
             trainer.device = Device::cpu(Isa::detect(), threads);
@@ -122,7 +125,7 @@ fn a_step_is_the_same_on_any_number_of_threads_and_after_an_interruption() {
 
 #[test]
 fn the_probabilities_of_what_is_drawn_are_those_that_are_learned_from() {
-    let mut trainer = trainer(2);
+    let mut trainer = trainer(2, &recipe());
     let config = trainer.model.config.clone();
     let device = trainer.device.again();
     let weights = trainer.model.params.host();

@@ -3,7 +3,8 @@
 use super::word;
 use crate::interrupt::{self, Interrupted};
 use crate::progress::{Progress, Unit, tell};
-use crate::training::{self, Job, Sources};
+use crate::sources::Sources;
+use crate::training::{self, Job};
 use crate::{env, print};
 use ::audit::Verdict;
 use anyhow::{Context, Result, bail};
