@@ -6,6 +6,7 @@
 //! no half of one is left.
 
 use anyhow::{Context, Result};
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 static IS_ASKED: AtomicBool = AtomicBool::new(false);
@@ -31,6 +32,14 @@ pub(crate) fn listen() -> Result<()> {
 /// Whether somebody asked to stop.
 pub(crate) fn is_asked() -> bool {
     IS_ASKED.load(Ordering::SeqCst)
+}
+
+/// Breaks where somebody asked to stop: what a long part of a library is told between two steps.
+pub(crate) fn stop_if_asked() -> ControlFlow<()> {
+    match is_asked() {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    }
 }
 
 /// Whether the next Ctrl-C asks, also after an earlier one (`true`), or ends the process at once. For a

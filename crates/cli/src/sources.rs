@@ -1,9 +1,8 @@
 //! What a stage is trained on, as ids: documents, dialogues, and the questions and pairs that are in them.
 
 use crate::env;
-use crate::interrupt::Interrupted;
+use crate::interrupt::{self, Interrupted};
 use crate::progress::{Progress, Unit};
-use crate::training::stop_if_asked;
 use anyhow::{Context, Result, bail};
 use data::manifest::{Manifest, Split};
 use data::{Dialogue, Encoder, TokenData};
@@ -92,7 +91,7 @@ impl Sources {
         let tokens = data::tokenize(&self.dir, &encoder, env::threads()?, &mut |done, total| {
             let start = || Progress::new("encoding", Unit::Of("documents"), 0, total);
             bar.get_or_insert_with(start).set(done);
-            stop_if_asked()
+            interrupt::stop_if_asked()
         });
         match tokens {
             Ok(tokens) => Ok(tokens),

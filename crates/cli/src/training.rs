@@ -15,7 +15,6 @@ use model::config::Compute;
 use model::{Layout, ModelConfig, flops};
 use posttrain::{Preferences, Problem, Rollouts};
 use serde_json::json;
-use std::ops::ControlFlow;
 use std::path::Path;
 use tensor::Device;
 use train::{
@@ -282,7 +281,7 @@ fn train_from(job: &Job, inputs: &StageInputs, estimate: &Estimate) -> Result<Tr
             }
             Report::Saved { .. } => {}
         }
-        stop_if_asked()
+        interrupt::stop_if_asked()
     })?;
     match (outcome.is_finished, bar) {
         (true, Some(bar)) => {
@@ -343,13 +342,6 @@ pub(crate) fn outcome_text(Trained { outcome, mfu }: &Trained) -> String {
         &outcome.weights_sha256[..16],
         outcome.checkpoint.display()
     )
-}
-
-pub(crate) fn stop_if_asked() -> ControlFlow<()> {
-    match interrupt::is_asked() {
-        true => ControlFlow::Break(()),
-        false => ControlFlow::Continue(()),
-    }
 }
 
 /// The architecture of the pretrained model, multiplied in the type that the recipe of this stage names.

@@ -148,7 +148,10 @@ pub enum LoaderError {
         seq_len: usize,
     },
     /// A language that the data does not have.
-    #[error("the mixture names {lang:?}, the data has {have}")]
+    #[error(
+        "data.mixture names {lang:?}, the data has {have}; change it, or take documents as they come with \
+         --set data.mixture={{}}"
+    )]
     Language {
         /// As given.
         lang: String,

@@ -159,4 +159,20 @@ mod tests {
         fs::write(&path, "{").unwrap();
         assert!(Vocabulary::of_json(&path).is_err());
     }
+
+    #[test]
+    fn a_file_with_any_byte_changed_is_read_or_refused() {
+        let json = r#"{"model": {"vocab": {"a": 0, "b": 1}, "merges": ["a b", ["a", "b"]]},
+            "added_tokens": [{"content": "<s>", "id": 4}]}"#;
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("tokenizer.json");
+        for at in 0..json.len() {
+            for change in [1u8, 4, 0x20, 0x80] {
+                let mut bytes = json.as_bytes().to_vec();
+                bytes[at] ^= change;
+                fs::write(&path, bytes).unwrap();
+                let _ = Vocabulary::of_json(&path);
+            }
+        }
+    }
 }

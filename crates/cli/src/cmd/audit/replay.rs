@@ -199,7 +199,7 @@ fn repeat<'a>(
                 let first = segment.first_step();
                 let told = &mut |step| {
                     bar.set(before + step - first);
-                    training::stop_if_asked()
+                    interrupt::stop_if_asked()
                 };
                 match train::replay::replay(device, inputs, records, segment, told)? {
                     Some(result) => repeated.push(Repeated {
