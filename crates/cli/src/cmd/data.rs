@@ -120,6 +120,9 @@ fn build(args: &BuildArgs) -> Result<()> {
             ..Options::default()
         },
     };
+    if let Some(above) = args.out.parent() {
+        formats::run_dir::make_dir(above)?;
+    }
     let mut bar = Progress::new("reading", Unit::Bytes, 0, 0);
     let built = data::build(&args.out, &what, &mut |progress| {
         bar.set_total(progress.total_bytes);

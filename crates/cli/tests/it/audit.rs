@@ -12,7 +12,6 @@ const TRAIN: &str = "[train]\nsteps = 4\nseq_len = 64\nrows_per_step = 2\nrows_p
 /// A run with its data and its tokenizer inside, pretrained for four steps.
 fn make_run(dir: &Path) -> RunDir {
     let run = RunDir::new(&dir.join("run"));
-    fs::create_dir_all(run.root()).unwrap();
     let (data, tokenizer) = (run.data(), run.tokenizer());
     let (data, tokenizer) = (shown(&data), shown(&tokenizer));
     let build = [
