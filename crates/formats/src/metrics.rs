@@ -45,7 +45,7 @@ pub struct StepMetrics {
     /// Bits per byte of held-out text, at the steps where it is measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bits_per_byte: Option<f64>,
-    /// Mean reward of the answers that the step learned from, where it did from the model's own.
+    /// Where answers are weighed: the mean reward of the model's own, or the share of pairs told apart.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reward: Option<f64>,
     /// Share of the routed tokens per expert, for each sparse layer, where recorded.

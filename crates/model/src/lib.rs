@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`config`], [`weights`] (which tensors there are and where they lie), [`names`] (what
 //! they are called on disk), [`init`], [`linear`], [`mlp`], [`experts`], [`moe`], [`block`] (one decoder layer),
-//! [`transformer`] (the whole model in training), [`decode`] (the same in serving), [`mtp`] (its prediction layer
+//! [`batch`], [`transformer`] (the whole model in training), [`decode`] (the same in serving), [`mtp`] (its prediction layer
 //! in serving), [`flops`].
 //!
 //! The model does no IO, reads no clock, no environment and no text. What it computes is defined by
@@ -11,6 +11,7 @@
 //! Shape letters: T tokens, D hidden_size, H query heads, G key-value heads, K head_dim, F intermediate
 //! size, E experts, A experts per token, N = T * A routed rows, V vocab_size, L layers, B sequences.
 
+pub mod batch;
 pub mod block;
 pub mod config;
 pub mod decode;

@@ -9,7 +9,6 @@
 //! which every token of w counts beta sigma(-beta D), and every token of l as much less than nothing. The engine computes
 //! the likelihoods, once with the weights of the step and once with those of the start; a step is a function of both.
 
-use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use infer::{Engine, ScoreWindow};
@@ -159,10 +158,6 @@ impl Batches for Preferences {
 
     fn order(&self) -> &'static str {
         ORDER
-    }
-
-    fn files(&self) -> &[PathBuf] {
-        &[]
     }
 }
 

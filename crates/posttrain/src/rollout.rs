@@ -12,8 +12,6 @@
 //!
 //! Absent: a penalty for leaving the first weights, several updates from one set of answers, other temperatures.
 
-use std::path::PathBuf;
-
 use infer::{Completion, FinishReason, Request, SamplingParams, generate_all};
 use model::ModelConfig;
 use numerics::Philox;
@@ -228,9 +226,5 @@ impl Batches for Rollouts<'_> {
 
     fn order(&self) -> &'static str {
         ORDER
-    }
-
-    fn files(&self) -> &[PathBuf] {
-        &[]
     }
 }

@@ -13,7 +13,7 @@ use crate::trainer::Trainer;
 pub struct StepBatches {
     /// Of its micro-steps.
     pub batches: Vec<Batch>,
-    /// Where the model's own answers are learned from: their mean reward.
+    /// Where answers are weighed: the mean reward of the model's own, or the share of pairs told apart.
     pub reward: Option<f64>,
 }
 

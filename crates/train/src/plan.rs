@@ -15,8 +15,8 @@
 //! Bytes of a device, with p_s and p_e its parameters of dense parts and of experts, and R replicas of each:
 //! weights 2 (bf16), gradients 4, master weights and moments 12/R (AdamW) or 8/R (Muon, of matrices); activations as
 //! the trainer keeps them, for min(M, P) micro-steps. With `recompute` only what layers begin with is kept, and one
-//! layer's activations at a time are computed again, by a fourth forward pass (Chen et al. 2016, arXiv 1604.06174); the
-//! trainer of this crate cannot do that yet.
+//! layer's activations at a time are computed again, by a fourth forward pass (Chen et al. 2016, arXiv 1604.06174), which
+//! the trainer of this crate does not do.
 //!
 //! Seconds of a step, for T tokens: products 3 (or 4) forward passes of T/n tokens; experts 4 A D_model 2 bytes for each token
 //! and sparse layer, (E-1)/E of it to other devices; gradients 6 bytes (4 out, 2 back) of each parameter, (R-1)/R of it.
