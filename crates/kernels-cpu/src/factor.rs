@@ -9,7 +9,7 @@
 use crate::Isa;
 use crate::aligned::{Aligned, LINE_BYTES};
 use crate::row::{self, for_lanes};
-use crate::simd::Simd;
+use crate::simd::{Fetch, Simd};
 use half::bf16;
 
 /// Type of the factors of a product; sums are f32.
@@ -111,6 +111,20 @@ pub(crate) trait Factor<S: Simd> {
     unsafe fn splat(p: *const u32) -> Self::Operand;
     /// acc + a b, over the values of a part.
     unsafe fn madd(acc: S::V, a: Self::Operand, b: Self::Operand) -> S::V;
+    /// Steps that [`Factor::madd_steps`] takes at once.
+    const STEPS: usize = 1;
+    /// `STEPS` steps of R rows by two vectors of columns, where they are more than one; the rows lie one after another.
+    /// See [`Simd::fma_steps`].
+    #[inline(always)]
+    unsafe fn madd_steps<const R: usize>(
+        _sums: &mut [[S::V; 2]; R],
+        _rows: *const u32,
+        _row_stride: usize,
+        _columns: *const u32,
+        _fetch: &mut Fetch,
+    ) {
+        unreachable!("there are no steps to take at once")
+    }
     /// Words of the right operand of `k` consecutive values; an odd last value is paired with zero.
     /// `out` has room for 16 words more than are made.
     unsafe fn right_of_row(out: *mut u32, x: *const f32, k: usize);
@@ -155,6 +169,19 @@ impl<S: Simd> Factor<S> for F32 {
     const STEP: usize = Compute::F32.step();
     const PARTS: usize = 1;
 
+    const STEPS: usize = S::FMA_STEPS;
+
+    #[inline(always)]
+    unsafe fn madd_steps<const R: usize>(
+        sums: &mut [[S::V; 2]; R],
+        rows: *const u32,
+        row_stride: usize,
+        columns: *const u32,
+        fetch: &mut Fetch,
+    ) {
+        // SAFETY: as above.
+        unsafe { S::fma_steps(sums, rows.cast(), row_stride, columns.cast(), fetch) }
+    }
     #[inline(always)]
     unsafe fn load(p: *const u32, _: usize) -> S::V {
         // SAFETY: by the contract of the trait (so for every block of this impl).
@@ -316,6 +343,19 @@ impl<S: Simd> Factor<S> for Widened {
     const STEP: usize = 1;
     const PARTS: usize = 1;
 
+    const STEPS: usize = S::FMA_STEPS;
+
+    #[inline(always)]
+    unsafe fn madd_steps<const R: usize>(
+        sums: &mut [[S::V; 2]; R],
+        rows: *const u32,
+        row_stride: usize,
+        columns: *const u32,
+        fetch: &mut Fetch,
+    ) {
+        // SAFETY: as above.
+        unsafe { S::fma_steps(sums, rows.cast(), row_stride, columns.cast(), fetch) }
+    }
     #[inline(always)]
     unsafe fn load(p: *const u32, _: usize) -> S::V {
         // SAFETY: by the contract of the trait (so for every block of this impl).

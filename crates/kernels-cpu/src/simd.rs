@@ -13,6 +13,7 @@
 //! Bits may differ from one instruction set to another, never within one.
 
 use crate::Isa;
+use crate::aligned::LINE_BYTES;
 use half::{bf16, f16};
 
 /// One instruction set. All methods are `unsafe`: the caller guarantees that the processor has the
@@ -69,6 +70,20 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
     /// a * b + c (fused where the instruction set fuses).
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// Steps that [`Simd::fma_steps`] takes; 1 where a loop over single ones is the best there is.
+    const FMA_STEPS: usize = 1;
+    /// `FMA_STEPS` steps of a product, more than one: step i adds to `sums[r]` the value i of row r times the vectors 2i
+    /// and 2i + 1 of `columns`, and fetches. R is at most `TILE_ROWS`; rows lie `row_stride` apart.
+    #[inline(always)]
+    unsafe fn fma_steps<const R: usize>(
+        _sums: &mut [[Self::V; 2]; R],
+        _rows: *const f32,
+        _row_stride: usize,
+        _columns: *const f32,
+        _fetch: &mut Fetch,
+    ) {
+        unreachable!("there are no steps to take at once")
+    }
     /// The larger, lane by lane.
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
     /// The smaller, lane by lane.
@@ -152,6 +167,27 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn load_u8(p: *const u8) -> Self::V;
     /// Reads `LANES` signed bytes as values.
     unsafe fn load_i8(p: *const i8) -> Self::V;
+}
+
+/// What a loop fetches while it does something else: at each step the cache line at `ptr`, which then goes on by
+/// `bytes`. It may lead anywhere.
+#[derive(Clone, Copy, Debug)]
+pub struct Fetch {
+    /// The next line.
+    pub ptr: *const u8,
+    /// From one step to the next.
+    pub bytes: usize,
+}
+
+impl Fetch {
+    /// A step, of `LINES` lines at most.
+    #[inline(always)]
+    pub(crate) fn step<const LINES: usize>(&mut self) {
+        for line in 0..LINES {
+            prefetch(self.ptr.wrapping_add(LINE_BYTES * line));
+        }
+        self.ptr = self.ptr.wrapping_add(self.bytes);
+    }
 }
 
 /// Brings the cache line at `p` near, where there is an instruction for it; any address will do.

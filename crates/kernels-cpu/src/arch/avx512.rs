@@ -1,8 +1,10 @@
 //! AVX-512 (F, BW, DQ, VL, VNNI), with or without BF16 dot products: sixteen lanes.
 
-use crate::simd::Simd;
+use crate::simd::{Fetch, Simd};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
+
+mod steps;
 
 /// AVX-512 with multiply-adds of widened values.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +42,7 @@ macro_rules! avx512 {
             const ISA: crate::Isa = crate::Isa::$name;
             const LANES: usize = 16;
             const TILE_ROWS: usize = 12;
+            const FMA_STEPS: usize = steps::STEPS;
             type V = __m512;
             const PAIR_PARTS: usize = $parts;
             type P = $pairs;
@@ -114,6 +117,17 @@ macro_rules! avx512 {
             unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
                 // SAFETY: as above.
                 unsafe { _mm512_fmadd_ps(a, b, c) }
+            }
+            #[inline(always)]
+            unsafe fn fma_steps<const R: usize>(
+                sums: &mut [[__m512; 2]; R],
+                rows: *const f32,
+                row_stride: usize,
+                columns: *const f32,
+                fetch: &mut Fetch,
+            ) {
+                // SAFETY: as above.
+                unsafe { steps::fma_steps(sums, rows, row_stride, columns, fetch) }
             }
             #[inline(always)]
             unsafe fn max(a: __m512, b: __m512) -> __m512 {

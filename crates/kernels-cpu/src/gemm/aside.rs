@@ -6,21 +6,36 @@
 //! is fetched may lead anywhere.
 
 use super::{Rows, part};
-use crate::aligned::LINE_BYTES;
 use crate::factor::{Factor, LINE};
-use crate::simd::{Simd, prefetch};
+use crate::simd::{Fetch, Simd, prefetch};
 use std::cell::Cell;
 use std::ops::Range;
 
-/// What a tile does aside. Its steps are cut into parts, and before each part one thing of each kind is done.
+/// What tiles do aside. The steps of a tile are cut into parts, and before each part one thing of each kind is done.
 pub(super) trait Aside: Copy {
-    /// Into how many parts `steps` steps are cut, at least one.
-    fn start<S: Simd, F: Factor<S>>(&mut self, steps: usize) -> usize;
-    /// Does what comes before part `idx`, which has `steps` steps, and returns what is fetched at each of them.
+    /// Whether rows of the left operand are packed one after another.
+    const IN_ROWS: bool;
+
+    /// Into how many parts the steps of tiles of `rows` rows are cut, at least one.
+    fn parts<S: Simd, F: Factor<S>>(&mut self, rows: usize) -> usize;
+    /// What tiles fetch at each of their `steps` steps.
+    fn fetch(&self, steps: usize) -> Fetch;
+    /// Before a tile of `rows` rows that belong to `to`, `stride` apart. Returns where it writes them. `next` is where
+    /// the tile after it belongs.
+    fn begin(
+        &mut self,
+        to: *mut f32,
+        stride: usize,
+        rows: usize,
+        next: Option<*mut f32>,
+    ) -> (*mut f32, usize);
+    /// Does what comes before part `idx`, which has at least `steps` steps; `fetch` is what they fetch.
     ///
     /// # Safety
     /// By the contracts of [`Done`] and [`Packing`].
-    unsafe fn part<S: Simd, F: Factor<S>>(&mut self, idx: usize, steps: usize) -> Piece;
+    unsafe fn part<S: Simd, F: Factor<S>>(&mut self, idx: usize, steps: usize, fetch: &mut Fetch);
+    /// After the last tile; `fetch` has come this far.
+    fn end(&mut self, fetch: Fetch);
 }
 
 /// Whether something can be done between steps. Where few rows multiply pairs value by value, registers are short: one
@@ -33,16 +48,23 @@ pub(super) const fn has_registers<S: Simd, F: Factor<S>>() -> bool {
 /// The work of tiles whose panels follow one another: it is for the next panel, the next block and the tile before.
 #[derive(Clone, Copy)]
 pub(super) struct ForBlocks<'a> {
-    /// This tile's share of the next panel.
+    /// What is to be fetched of the next panel, and how many tiles share all of it.
     pub(super) panel: Piece,
+    pub(super) sharers: usize,
     /// Of the next block.
-    pub(super) packing: &'a Packing,
-    /// Lines of it that this tile packs.
-    pub(super) lines: usize,
-    /// The tile before this one.
+    packing: &'a Packing<'a>,
+    /// The tile before.
     pub(super) done: Done,
-    /// Where this tile will be moved to, or the next one writes.
-    pub(super) out: Output,
+    /// Whether each tile waits to be moved by the next.
+    pub(super) waits: bool,
+    /// Where the tile after these writes.
+    pub(super) after: *mut f32,
+    /// Lines that this tile packs.
+    lines: usize,
+    /// The tile that is moved meanwhile.
+    moved: Done,
+    /// Rows of the output that are fetched.
+    out: Output,
     /// Parts from a row that is moved, or fetched, to the next: spread over the tile, rows cost less (docs/LOG.md).
     every: usize,
     /// The part that has the next row, and the row.
@@ -53,12 +75,16 @@ pub(super) struct ForBlocks<'a> {
 impl<'a> ForBlocks<'a> {
     /// Nothing yet, but for a tile that is done.
     #[inline(always)]
-    pub(super) fn new(packing: &'a Packing, done: Done) -> ForBlocks<'a> {
+    pub(super) fn new(packing: &'a Packing<'a>, done: Done) -> ForBlocks<'a> {
         ForBlocks {
             panel: Piece::new(done.from, 0),
+            sharers: 1,
             packing,
-            lines: 0,
             done,
+            waits: false,
+            after: done.to.ptr,
+            lines: 0,
+            moved: done,
             out: Output { rows: 0, ..done.to },
             every: 1,
             at: 0,
@@ -68,33 +94,69 @@ impl<'a> ForBlocks<'a> {
 }
 
 impl Aside for ForBlocks<'_> {
+    const IN_ROWS: bool = true;
+
     #[inline(always)]
-    fn start<S: Simd, F: Factor<S>>(&mut self, steps: usize) -> usize {
-        self.panel = self.panel.at_each_of(steps);
+    fn parts<S: Simd, F: Factor<S>>(&mut self, rows: usize) -> usize {
         if !has_registers::<S, F>() {
-            debug_assert!(self.lines + self.done.to.rows == 0, "nobody would do it");
+            debug_assert!(
+                self.packing.share + self.done.to.rows == 0,
+                "nobody would do it"
+            );
             return 1;
         }
-        let rows = self.done.to.rows.max(self.out.rows).max(1);
-        let parts = rows.max(self.lines);
+        let rows = self.done.to.rows.max(rows);
+        let parts = rows.max(self.packing.share);
         self.every = parts / rows;
         parts
     }
 
     #[inline(always)]
-    unsafe fn part<S: Simd, F: Factor<S>>(&mut self, idx: usize, steps: usize) -> Piece {
+    fn fetch(&self, steps: usize) -> Fetch {
+        self.panel.over(self.sharers * steps)
+    }
+
+    #[inline(always)]
+    fn begin(
+        &mut self,
+        to: *mut f32,
+        stride: usize,
+        rows: usize,
+        next: Option<*mut f32>,
+    ) -> (*mut f32, usize) {
+        self.lines = self.packing.give();
+        self.moved = self.done;
+        (self.at, self.row) = (0, 0);
+        self.done.to.rows = if self.waits { rows } else { 0 };
+        // What is written past the caches needs not be fetched.
+        self.out.rows = if self.done.past_caches { 0 } else { rows };
+        self.out.ptr = if self.waits {
+            to
+        } else {
+            next.unwrap_or(self.after)
+        };
+        if self.waits {
+            self.done.to.ptr = to;
+            (self.done.from.cast_mut(), self.done.cols)
+        } else {
+            (to, stride)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn part<S: Simd, F: Factor<S>>(&mut self, idx: usize, _: usize, _: &mut Fetch) {
         if !has_registers::<S, F>() {
             self.out.fetch::<S>();
-            return self.panel;
+            return;
         }
         if idx < self.lines {
             // SAFETY: forwarded to the caller.
             unsafe { self.packing.pack_line::<S, F>() };
         }
         if idx == self.at {
-            if self.row < self.done.to.rows {
+            if self.row < self.moved.to.rows {
                 // SAFETY: as above.
-                unsafe { self.done.move_row::<S>(self.row) };
+                unsafe { self.moved.move_row::<S>(self.row) };
             }
             if self.row < self.out.rows {
                 self.out.fetch_row::<S>(self.row);
@@ -102,7 +164,11 @@ impl Aside for ForBlocks<'_> {
             self.at += self.every;
             self.row += 1;
         }
-        self.panel.take(steps)
+    }
+
+    #[inline(always)]
+    fn end(&mut self, fetch: Fetch) {
+        self.panel.ptr = fetch.ptr;
     }
 }
 
@@ -145,18 +211,39 @@ impl ForRows {
 }
 
 impl Aside for ForRows {
+    const IN_ROWS: bool = false;
+
     #[inline(always)]
-    fn start<S: Simd, F: Factor<S>>(&mut self, _: usize) -> usize {
+    fn parts<S: Simd, F: Factor<S>>(&mut self, _: usize) -> usize {
         self.count.max(1)
     }
 
     #[inline(always)]
-    unsafe fn part<S: Simd, F: Factor<S>>(&mut self, idx: usize, steps: usize) -> Piece {
+    fn fetch(&self, _: usize) -> Fetch {
+        self.rows[0].over(1)
+    }
+
+    #[inline(always)]
+    fn begin(
+        &mut self,
+        to: *mut f32,
+        stride: usize,
+        _: usize,
+        _: Option<*mut f32>,
+    ) -> (*mut f32, usize) {
+        (to, stride)
+    }
+
+    #[inline(always)]
+    unsafe fn part<S: Simd, F: Factor<S>>(&mut self, idx: usize, steps: usize, fetch: &mut Fetch) {
         if idx == 0 {
             self.out.fetch::<S>();
         }
-        self.rows[idx].at_each_of(steps)
+        *fetch = self.rows[idx].over(steps);
     }
+
+    #[inline(always)]
+    fn end(&mut self, _: Fetch) {}
 }
 
 /// `rows` rows of output, two vectors each, `stride` apart.
@@ -188,6 +275,8 @@ impl Output {
 #[derive(Clone, Copy)]
 pub(super) struct Done {
     pub(super) from: *const f32,
+    /// Columns: all that a panel has.
+    pub(super) cols: usize,
     pub(super) to: Output,
     /// Whether they are written past the caches. Then they lie as vectors do.
     pub(super) past_caches: bool,
@@ -227,15 +316,17 @@ impl Done {
     }
 }
 
-/// Where rows start that are packed, and after them what is fetched when there are no more.
-pub(super) type Starts = Vec<*const f32>;
-
 /// Rows that are packed line by line: the whole cache lines of their packed words.
-pub(super) struct Packing {
+pub(super) struct Packing<'a> {
+    x: Rows<'a>,
+    /// The first value of a row that is packed.
+    column: usize,
     /// Lines of a row.
     lines: usize,
     /// Words from the last line of a packed row to the next row.
     gap: usize,
+    /// The row after the last.
+    end: usize,
     /// How many rows after the one that is packed the one is that is fetched: no less than a tile packs.
     ahead: usize,
     /// Lines that a tile packs, and those that no tile has been given.
@@ -251,66 +342,61 @@ struct Line {
     /// What is fetched meanwhile.
     fetched: *const f32,
     out: *mut u32,
-    /// Lines of its row that are left, with this one.
+    /// Its row, and lines of it that are left, with this one.
+    row: usize,
     left: usize,
-    /// Where the start of the next row is found.
-    start: *const *const f32,
 }
 
-impl Packing {
-    /// Nothing to pack.
-    #[inline(always)]
-    pub(super) fn none() -> Packing {
-        Packing {
-            lines: 0,
-            gap: 0,
-            ahead: 0,
-            share: 0,
-            left: Cell::new(0),
-            next: Cell::new(Line {
-                values: std::ptr::null(),
-                fetched: std::ptr::null(),
-                out: std::ptr::null_mut(),
-                left: 0,
-                start: std::ptr::null(),
-            }),
-        }
-    }
-
-    /// By `tiles` tiles, of rows `rows` of x, the values from `column` on that fill `lines` lines. Rows are packed
-    /// `stride` words apart, the first at `out`. `starts` is overwritten, and stays as it is until all is packed.
+impl<'a> Packing<'a> {
+    /// By `tiles` tiles, of rows `rows` of x, the values from `column` on that fill `lines` lines; perhaps nothing. Rows
+    /// are packed `stride` words apart, the first at `out`.
     #[inline(always)]
     pub(super) fn new(
-        starts: &mut Starts,
-        x: Rows,
-        rows: &Range<usize>,
+        x: Rows<'a>,
+        rows: Range<usize>,
         column: usize,
         lines: usize,
         (out, stride): (*mut u32, usize),
         tiles: usize,
-    ) -> Packing {
-        if rows.is_empty() || lines == 0 {
-            return Packing::none();
-        }
-        let share = (rows.len() * lines).div_ceil(tiles);
-        let ahead = share.div_ceil(lines);
-        starts.clear();
-        starts.extend(rows.clone().map(|row| x.row(row)[column..].as_ptr()));
-        // After the last row comes the last again, so that fetching needs no end.
-        starts.resize(rows.len() + ahead + 1, starts[rows.len() - 1]);
-        Packing {
+    ) -> Packing<'a> {
+        let all = rows.len() * lines;
+        let share = all.div_ceil(tiles);
+        let packing = Packing {
+            x,
+            column,
             lines,
             gap: stride - lines * LINE,
-            ahead,
+            end: rows.end,
+            ahead: share.div_ceil(lines.max(1)),
             share,
-            left: Cell::new(rows.len() * lines),
+            left: Cell::new(all),
             next: Cell::new(Line {
-                values: starts[0],
-                fetched: starts[ahead],
+                values: std::ptr::null(),
+                fetched: std::ptr::null(),
                 out,
+                row: rows.start,
                 left: lines,
-                start: starts[1..].as_ptr(),
             }),
+        };
+        if all > 0 {
+            packing
+                .next
+                .set(packing.at_row(rows.start, packing.next.get()));
+        }
+        packing
+    }
+
+    /// `line`, at the start of a row.
+    #[inline(always)]
+    fn at_row(&self, row: usize, line: Line) -> Line {
+        // After the last row comes the last again, so that fetching needs no end.
+        let start = |row: usize| self.x.row(row.min(self.end - 1))[self.column..].as_ptr();
+        Line {
+            values: start(row),
+            fetched: start(row + self.ahead),
+            row,
+            left: self.lines,
+            ..line
         }
     }
 
@@ -346,14 +432,8 @@ impl Packing {
         line.out = line.out.wrapping_add(LINE);
         line.left -= 1;
         if line.left == 0 {
-            line.left = self.lines;
             line.out = line.out.wrapping_add(self.gap);
-            // SAFETY: after the starts of all rows there are `ahead` more, and one.
-            unsafe {
-                line.values = *line.start;
-                line.fetched = *line.start.add(self.ahead);
-                line.start = line.start.add(1);
-            }
+            line = self.at_row(line.row + 1, line);
         }
         self.next.set(line);
     }
@@ -392,38 +472,12 @@ impl Piece {
         }
     }
 
-    /// What is fetched at each of `steps` steps.
+    /// All of it in `steps` steps.
     #[inline(always)]
-    pub(super) fn at_each_of(self, steps: usize) -> Piece {
-        Piece {
+    fn over(self, steps: usize) -> Fetch {
+        Fetch {
             ptr: self.ptr,
-            bytes: self.bytes / steps.max(1),
+            bytes: self.bytes.div_ceil(steps.max(1)),
         }
-    }
-
-    /// As many bytes that follow.
-    #[inline(always)]
-    pub(super) fn following(self) -> Piece {
-        Piece {
-            ptr: self.ptr.wrapping_add(self.bytes),
-            bytes: self.bytes,
-        }
-    }
-
-    /// What the next `steps` steps fetch; the rest stays.
-    #[inline(always)]
-    fn take(&mut self, steps: usize) -> Piece {
-        let taken = *self;
-        self.ptr = self.ptr.wrapping_add(self.bytes * steps);
-        taken
-    }
-
-    /// Fetches what a step does, in `LINES` lines at most, and goes on to the next.
-    #[inline(always)]
-    pub(super) fn step<const LINES: usize>(&mut self) {
-        for line in 0..LINES {
-            prefetch(self.ptr.wrapping_add(LINE_BYTES * line));
-        }
-        self.ptr = self.ptr.wrapping_add(self.bytes);
     }
 }

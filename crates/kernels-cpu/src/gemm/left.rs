@@ -1,6 +1,6 @@
 //! The left operand of a product: rows that are gathered and rounded on the fly, a block at a time.
 
-use super::aside::{Packing, Starts};
+use super::aside::Packing;
 use super::micro::Kernel;
 use super::pack::Factors;
 use super::plan::Block;
@@ -50,8 +50,6 @@ pub(super) struct Memory {
     spare: Words,
     /// A tile that is done, until it is moved.
     pub(super) tile: Words,
-    /// Of the rows that are packed into `spare`.
-    starts: Starts,
 }
 
 thread_local! {
@@ -153,17 +151,25 @@ impl<'a> Packer<'a> {
         left
     }
 
-    /// What `tiles` tiles pack of a block while another is multiplied. When they are done, it is what `spare` names.
+    /// What `tiles` tiles pack of a block, if there is one, while another is multiplied. When they are done, it is what
+    /// `spare` names.
     #[inline(always)]
-    pub(super) fn packing<K: Kernel>(&mut self, kernel: K, block: &Block, tiles: usize) -> Packing {
+    pub(super) fn packing<K: Kernel>(
+        &mut self,
+        kernel: K,
+        block: Option<&Block>,
+        tiles: usize,
+    ) -> Packing<'a> {
         self.spare = None;
-        let memory = &mut *self.scratch;
+        let Some(block) = block else {
+            return Packing::new(self.x, 0..0, 0, 0, (std::ptr::null_mut(), 0), tiles);
+        };
+        let spare = &mut self.scratch.spare;
         // There is room for a stride for each row.
-        memory.spare.reserve(block.rows.len() * block.stride);
-        let out = (memory.spare.as_mut_ptr(), block.stride);
+        spare.reserve(block.rows.len() * block.stride);
+        let out = (spare.as_mut_ptr(), block.stride);
         let (column, lines) = (block.depth.start, lines(kernel, block));
-        let starts = &mut memory.starts;
-        Packing::new(starts, self.x, &block.rows, column, lines, out, tiles)
+        Packing::new(self.x, block.rows.clone(), column, lines, out, tiles)
     }
 }
 

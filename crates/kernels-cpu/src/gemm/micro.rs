@@ -25,8 +25,8 @@ pub(super) trait Kernel: Copy {
     /// Steps of the left operand from `k` consecutive values, the last step perhaps not whole. `out` has
     /// room for 16 words more than are made.
     unsafe fn left_of_row(self, out: *mut u32, x: *const f32, k: usize);
-    /// Computes a tile.
-    unsafe fn tile(self, tile: Tile<ForBlocks>);
+    /// Computes tiles.
+    unsafe fn tiles(self, tiles: &mut Tiles<ForBlocks>);
 
     /// Whether tiles pack and move what [`ForBlocks`] says, and not only fetch.
     fn works_aside(self) -> bool {
@@ -47,10 +47,10 @@ pub(super) trait Kernel: Copy {
     unsafe fn widen(self, _out: *mut u32, _right: *const u32, steps: usize) -> usize {
         steps
     }
-    /// Computes a tile of a wide panel.
-    unsafe fn wide_tile(self, tile: Tile<ForBlocks>) {
+    /// Computes tiles of a wide panel.
+    unsafe fn wide_tiles(self, tiles: &mut Tiles<ForBlocks>) {
         // SAFETY: forwarded.
-        unsafe { self.tile(tile) }
+        unsafe { self.tiles(tiles) }
     }
 }
 
@@ -113,9 +113,9 @@ impl<S: Simd, F: Factor<S>> Kernel for Floats<S, F> {
         true
     }
     #[inline(always)]
-    unsafe fn tile(self, t: Tile<ForBlocks>) {
+    unsafe fn tiles(self, t: &mut Tiles<ForBlocks>) {
         // SAFETY: as above.
-        unsafe { tile::<S, Self, _>(t) }
+        unsafe { tiles::<S, Self, _>(t) }
     }
     #[inline(always)]
     unsafe fn move_done(self, done: Done) {
@@ -151,9 +151,9 @@ impl<S: Simd, F: Factor<S>> Kernel for Floats<S, F> {
         F::PARTS * steps
     }
     #[inline(always)]
-    unsafe fn wide_tile(self, t: Tile<ForBlocks>) {
+    unsafe fn wide_tiles(self, t: &mut Tiles<ForBlocks>) {
         // SAFETY: as above.
-        unsafe { tile::<S, Floats<S, Widened>, _>(t) }
+        unsafe { tiles::<S, Floats<S, Widened>, _>(t) }
     }
 }
 
@@ -174,31 +174,42 @@ pub(crate) enum Chain {
 /// Rows at most of a tile that goes through a strip of panels. With more, products are slower for the loop over panels.
 pub(super) const STRIP_ROWS: usize = 4;
 
-/// A tile: `rows` rows by `cols` columns, over `steps` steps; or a strip of them, over one whole panel after the other.
+/// Tiles one below the other, of one panel: `rows` rows by `cols` columns each, over `steps` steps. Or, where rows are
+/// few, one tile that goes through a strip of panels, over one whole panel after the other.
 #[derive(Clone, Copy)]
-pub(super) struct Tile<A> {
+pub(super) struct Tiles<A> {
+    pub(super) count: usize,
     pub(super) rows: usize,
     pub(super) cols: usize,
     /// Panels of the strip, each with its columns of the output; one where there are more than [`STRIP_ROWS`] rows.
     pub(super) panels: usize,
     pub(super) steps: usize,
+    /// Of the first tile that is not computed yet.
     pub(super) left: Left,
     pub(super) right: *const u32,
-    /// Output rows lie `stride` apart.
+    /// The output of that tile; its rows lie `stride` apart.
     pub(super) out: *mut f32,
     pub(super) stride: usize,
     pub(super) chain: Chain,
     /// Whether rows of integers have upper bytes.
     pub(super) fine: bool,
-    /// What it does for others.
+    /// What they do for others.
     pub(super) aside: A,
 }
 
-impl<A> Tile<A> {
+impl<A> Tiles<A> {
     /// Panels that R rows go through: known to be one where R is large, so that no loop is left.
     #[inline(always)]
     pub(super) fn strip<const R: usize>(&self) -> usize {
         if R > STRIP_ROWS { 1 } else { self.panels }
+    }
+
+    /// Goes on to the tile after `count` more.
+    #[inline(always)]
+    pub(super) fn advance(&mut self, count: usize) {
+        let rows = count * self.rows;
+        self.left.ptr = self.left.ptr.wrapping_add(rows * self.left.row_stride);
+        self.out = self.out.wrapping_add(rows * self.stride);
     }
 }
 
@@ -207,8 +218,8 @@ pub(super) trait TileKernel<S: Simd, A> {
     /// Rows of a tile at most.
     const ROWS: usize;
 
-    /// Computes a tile of R rows and whole vectors.
-    unsafe fn tile_rows<const R: usize>(tile: Tile<A>);
+    /// Computes tiles of R rows and whole vectors.
+    unsafe fn tiles_of<const R: usize>(tiles: &mut Tiles<A>);
 }
 
 /// The most rows of a tile, and the most columns.
@@ -219,47 +230,59 @@ pub(super) const LARGEST: (usize, usize) = (14, 32);
 #[repr(align(64))]
 struct Edge(#[expect(dead_code, reason = "read as floats")] [f32; LARGEST.0 * LARGEST.1]);
 
-/// Computes a tile.
+/// Computes tiles, and leaves `tiles` at what follows them.
 ///
 /// # Safety
 /// `1 <= rows <= K::ROWS`, `1 <= cols <= 2 LANES`; the operands hold `steps` steps; the output is
 /// valid for the rows and columns.
 #[inline(always)]
-pub(super) unsafe fn tile<S: Simd, K: TileKernel<S, A>, A: Copy>(tile: Tile<A>) {
-    let Tile { rows, cols, .. } = tile;
-    let is_edge = cols < 2 * S::LANES;
-    let mut edge = MaybeUninit::<Edge>::uninit();
+pub(super) unsafe fn tiles<S: Simd, K: TileKernel<S, A>, A: Copy>(tiles: &mut Tiles<A>) {
+    let Tiles {
+        count,
+        rows,
+        cols,
+        stride,
+        ..
+    } = *tiles;
     // SAFETY: forwarded; the copy of a tile at the edge has room for any tile.
     unsafe {
+        if cols == 2 * S::LANES {
+            return whole_tiles::<S, K, A>(tiles);
+        }
+        let mut edge = MaybeUninit::<Edge>::uninit();
         let copy = edge.as_mut_ptr().cast::<f32>();
-        let mut whole = tile;
-        if is_edge {
-            (whole.out, whole.stride) = (copy, LARGEST.1);
+        for _ in 0..count {
             copy.write_bytes(0, LARGEST.0 * LARGEST.1);
             for r in 0..rows {
-                let row = tile.out.add(r * tile.stride);
+                let row = tiles.out.add(r * stride);
                 std::ptr::copy_nonoverlapping(row, copy.add(r * LARGEST.1), cols);
             }
-        }
-        whole_tile::<S, K, A>(whole);
-        if is_edge {
+            let mut whole = Tiles {
+                count: 1,
+                out: copy,
+                stride: LARGEST.1,
+                ..*tiles
+            };
+            whole_tiles::<S, K, A>(&mut whole);
+            tiles.aside = whole.aside;
             for r in 0..rows {
-                let row = tile.out.add(r * tile.stride);
+                let row = tiles.out.add(r * stride);
                 std::ptr::copy_nonoverlapping(copy.add(r * LARGEST.1), row, cols);
             }
+            tiles.advance(1);
         }
     }
 }
 
 #[inline(always)]
-unsafe fn whole_tile<S: Simd, K: TileKernel<S, A>, A>(tile: Tile<A>) {
+unsafe fn whole_tiles<S: Simd, K: TileKernel<S, A>, A>(tiles: &mut Tiles<A>) {
     const { assert!(K::ROWS <= LARGEST.0 && 2 * S::LANES <= LARGEST.1) };
     macro_rules! by_rows {
         ($($r:literal)*) => {
-            match tile.rows {
+            match tiles.rows {
                 $($r if $r <= K::ROWS => {
                     // SAFETY: forwarded; this arm has as many rows as it says.
-                    unsafe { K::tile_rows::<$r>(tile) }
+                    unsafe { K::tiles_of::<$r>(tiles) }
                 })*
                 rows => debug_assert!(false, "a tile of {rows} rows"),
             }
@@ -277,62 +300,96 @@ impl<S: Simd, F: Factor<S>, A: Aside> TileKernel<S, A> for Floats<S, F> {
     };
 
     #[inline(always)]
-    unsafe fn tile_rows<const R: usize>(tile: Tile<A>) {
-        let panels = tile.strip::<R>();
-        let Tile {
+    unsafe fn tiles_of<const R: usize>(tiles: &mut Tiles<A>) {
+        let panels = tiles.strip::<R>();
+        let Tiles {
+            count,
             steps,
             left: a,
             right: b,
-            mut out,
-            stride: ldc,
+            stride,
             chain,
             mut aside,
             ..
-        } = tile;
-        let mut b_step = b;
-        for _ in 0..panels {
-            // SAFETY: see `tile`.
-            unsafe {
-                let mut acc = [[S::splat(0.0); 2]; R];
-                if chain == Chain::Continue {
-                    for r in 0..R {
-                        acc[r] = [
-                            S::load(out.add(r * ldc)),
-                            S::load(out.add(r * ldc + S::LANES)),
-                        ];
-                    }
-                }
-                let mut a_part = a.ptr;
-                let parts = aside.start::<S, F>(steps);
-                let (each, rest) = (steps / parts, steps % parts);
-                for idx in 0..parts {
-                    let steps = each + usize::from(idx < rest);
-                    let mut fetched = aside.part::<S, F>(idx, steps);
-                    for _ in 0..steps {
-                        // Written out: in a loop the sums would not stay in registers.
-                        madd_part::<S, F, R>(&mut acc, a_part, a.row_stride, b_step, 0);
-                        a_part = a_part.add(a.part_stride);
-                        if F::PARTS == 2 {
-                            madd_part::<S, F, R>(&mut acc, a_part, a.row_stride, b_step, 1);
-                            a_part = a_part.add(a.part_stride);
+        } = *tiles;
+        let many = if A::IN_ROWS { F::STEPS } else { 1 };
+        let parts = aside.parts::<S, F>(R);
+        let (each, rest) = (steps / many / parts, steps / many % parts);
+        let mut fetch = aside.fetch(steps);
+        let (mut rows, mut to) = (a.ptr, tiles.out);
+        for idx in 0..count {
+            let next = to.wrapping_add(R * stride);
+            let (mut out, stride) = aside.begin(to, stride, R, (idx + 1 < count).then_some(next));
+            let mut b_step = b;
+            for _ in 0..panels {
+                // SAFETY: see `tiles`.
+                unsafe {
+                    let mut sums = [[S::splat(0.0); 2]; R];
+                    if chain == Chain::Continue {
+                        for r in 0..R {
+                            let row = out.add(r * stride);
+                            sums[r] = [S::load(row), S::load(row.add(S::LANES))];
                         }
-                        b_step = b_step.add(2 * S::LANES);
-                        fetched.step::<1>();
                     }
-                }
-                if chain == Chain::AddOnce {
+                    let mut a_part = rows;
+                    for idx in 0..parts {
+                        aside.part::<S, F>(idx, steps / parts, &mut fetch);
+                        for _ in 0..each + usize::from(idx < rest) {
+                            if many > 1 {
+                                F::madd_steps(&mut sums, a_part, a.row_stride, b_step, &mut fetch);
+                                a_part = a_part.add(many);
+                                b_step = b_step.add(many * 2 * S::LANES);
+                            } else {
+                                madd_step::<S, F, R>(&mut sums, &mut a_part, a, &mut b_step);
+                                fetch.step::<1>();
+                            }
+                        }
+                    }
+                    for _ in 0..steps % many {
+                        madd_step::<S, F, R>(&mut sums, &mut a_part, a, &mut b_step);
+                    }
+                    if chain == Chain::AddOnce {
+                        for r in 0..R {
+                            let row = out.add(r * stride);
+                            sums[r][0] = S::add(S::load(row), sums[r][0]);
+                            sums[r][1] = S::add(S::load(row.add(S::LANES)), sums[r][1]);
+                        }
+                    }
                     for r in 0..R {
-                        acc[r][0] = S::add(S::load(out.add(r * ldc)), acc[r][0]);
-                        acc[r][1] = S::add(S::load(out.add(r * ldc + S::LANES)), acc[r][1]);
+                        let row = out.add(r * stride);
+                        S::store(row, sums[r][0]);
+                        S::store(row.add(S::LANES), sums[r][1]);
                     }
+                    out = out.add(2 * S::LANES);
                 }
-                for r in 0..R {
-                    S::store(out.add(r * ldc), acc[r][0]);
-                    S::store(out.add(r * ldc + S::LANES), acc[r][1]);
-                }
-                out = out.add(2 * S::LANES);
             }
+            rows = rows.wrapping_add(R * a.row_stride);
+            to = next;
         }
+        aside.end(fetch);
+        tiles.aside = aside;
+        tiles.advance(count);
+    }
+}
+
+/// One step, and on to the next.
+#[inline(always)]
+unsafe fn madd_step<S: Simd, F: Factor<S>, const R: usize>(
+    sums: &mut [[S::V; 2]; R],
+    a_part: &mut *const u32,
+    a: Left,
+    b_step: &mut *const u32,
+) {
+    // SAFETY: see `tiles`.
+    unsafe {
+        // Written out: in a loop the sums would not stay in registers.
+        madd_part::<S, F, R>(sums, *a_part, a.row_stride, *b_step, 0);
+        *a_part = a_part.add(a.part_stride);
+        if F::PARTS == 2 {
+            madd_part::<S, F, R>(sums, *a_part, a.row_stride, *b_step, 1);
+            *a_part = a_part.add(a.part_stride);
+        }
+        *b_step = b_step.add(2 * S::LANES);
     }
 }
 
@@ -345,7 +402,7 @@ unsafe fn madd_part<S: Simd, F: Factor<S>, const R: usize>(
     b: *const u32,
     part: usize,
 ) {
-    // SAFETY: see `tile`.
+    // SAFETY: see `tiles`.
     unsafe {
         let b0 = F::load(b, part);
         let b1 = F::load(b.add(S::LANES), part);

@@ -41,9 +41,9 @@ use crate::factor::{Factor, LINE, Left, dispatch_factors};
 use crate::pool::{SharedMut, part};
 use crate::simd::{Simd, end_streams};
 use crate::{Cpu, Isa, Store};
-use aside::{Done, ForBlocks, Output, Packing, Piece};
+use aside::{Done, ForBlocks, Output, Piece};
 pub(crate) use micro::Chain;
-use micro::{Floats, Kernel, LARGEST, Tile};
+use micro::{Floats, Kernel, LARGEST, Tiles};
 use pack::{Factors, Part};
 use plan::{Block, Plan, pass_steps};
 use std::ops::Range;
@@ -225,17 +225,15 @@ unsafe fn rows_times_as<K: Kernel>(
     (memory.right).reserve(pass_steps(kernel) * kernel.wide_words());
     memory.tile.reserve(LARGEST.0 * LARGEST.1);
     let wide = memory.right.as_mut_ptr();
-    let mut waiting = Waiting {
+    let mut waiting = Done {
+        from: memory.tile.as_mut_ptr().cast(),
         cols: nr,
-        tile: Done {
-            from: memory.tile.as_mut_ptr().cast(),
-            to: Output {
-                ptr: y.ptr(),
-                rows: 0,
-                stride: n,
-            },
-            past_caches: first == Chain::Only,
+        to: Output {
+            ptr: y.ptr(),
+            rows: 0,
+            stride: n,
         },
+        past_caches: first == Chain::Only,
     };
     let panel_at = |panel: usize, start: usize| {
         let words = start / kernel.depth() * kernel.right_words();
@@ -259,10 +257,7 @@ unsafe fn rows_times_as<K: Kernel>(
         };
         let next = next.filter(|_| plan.works_aside && kernel.works_aside());
         let tiles = panels.len() * plan.tiles(&block);
-        let packing = match &next {
-            Some(next) => packer.packing(kernel, next, tiles),
-            None => Packing::none(),
-        };
+        let packing = packer.packing(kernel, next.as_ref(), tiles);
         let mut panel = panels.start;
         while panel < panels.end {
             let column = right.column(panel, nr);
@@ -274,7 +269,8 @@ unsafe fn rows_times_as<K: Kernel>(
             };
             // SAFETY: y has these rows and columns, by the contract of `rows_times`.
             let out = unsafe { y.ptr().add(block.rows.start * n + column) };
-            let tile = Tile {
+            let tiles = Tiles {
+                count: 0,
                 rows: 0,
                 cols: (right.end_column() - column).min(nr),
                 panels: count,
@@ -293,7 +289,7 @@ unsafe fn rows_times_as<K: Kernel>(
                     Chain::Continue
                 },
                 fine: false,
-                aside: ForBlocks::new(&packing, waiting.tile),
+                aside: ForBlocks::new(&packing, waiting),
             };
             panel += count;
             let next_panel = match panel < panels.end {
@@ -302,106 +298,85 @@ unsafe fn rows_times_as<K: Kernel>(
             }
             .filter(|_| plan.works_aside);
             // SAFETY: the rows of the block are packed, and the scratch has room for a wide pass.
-            unsafe { panel_times(kernel, &plan, tile, &block, wide, next_panel, &mut waiting) };
+            waiting = unsafe { panel_times(kernel, &plan, tiles, &block, wide, next_panel) };
         }
         if packing.is_given() {
             packer.spare = next.map(|next| (right.factors, next));
         }
     }
     // SAFETY: the tile is still in its place, and y has its rows and columns.
-    unsafe { kernel.move_done(waiting.tile) };
+    unsafe { kernel.move_done(waiting) };
     if first == Chain::Only {
         end_streams();
     }
 }
 
-/// A tile that waits to be moved, if it has rows.
-struct Waiting {
-    /// Columns of tiles that can wait: all that a panel has.
-    cols: usize,
-    tile: Done,
-}
-
 /// A packed block times one panel. `all` holds what its tiles have in common, from the first row on, and the panel from
-/// the start of the stretch on, as `next_panel` does, which tiles fetch.
+/// the start of the stretch on, as `next_panel` does, which tiles fetch. Returns the tile that waits to be moved.
 #[inline(always)]
-unsafe fn panel_times<K: Kernel>(
+unsafe fn panel_times<'a, K: Kernel>(
     kernel: K,
     plan: &Plan,
-    all: Tile<ForBlocks>,
+    all: Tiles<ForBlocks<'a>>,
     block: &Block,
     wide: *mut u32,
     next_panel: Option<*const u32>,
-    waiting: &mut Waiting,
-) {
+) -> Done {
     let step_depth = kernel.depth();
     let (rows, stretch) = (block.rows.len(), block.depth.len());
-    let (passes, tiles) = (stretch.div_ceil(plan.pass), rows.div_ceil(plan.tile_rows));
-    for pass in 0..passes {
+    let count = rows.div_ceil(plan.tile_rows);
+    let mut aside = all.aside;
+    for pass in 0..stretch.div_ceil(plan.pass) {
         let depth = pass * plan.pass;
-        let mut tile = all;
-        tile.steps = (stretch - depth).min(plan.pass).div_ceil(step_depth);
+        let mut tiles = all;
+        tiles.aside = aside;
+        tiles.steps = (stretch - depth).min(plan.pass).div_ceil(step_depth);
         if pass > 0 {
-            tile.chain = Chain::Continue;
+            tiles.chain = Chain::Continue;
         }
         let left_words = depth / step_depth * kernel.left_words();
         let right_words = depth / step_depth * kernel.right_words();
-        let panel_words = right_words..right_words + tile.steps * kernel.right_words();
+        if let Some(next) = next_panel {
+            let first = next.wrapping_add(right_words);
+            tiles.aside.panel = Piece::new(first, tiles.steps * kernel.right_words());
+            tiles.aside.sharers = count;
+        }
         // SAFETY: the panel has these steps.
         unsafe {
-            tile.right = all.right.add(right_words);
+            tiles.right = all.right.add(right_words);
             if plan.is_wide {
-                tile.steps = kernel.widen(wide, tile.right, tile.steps);
-                tile.right = wide;
+                tiles.steps = kernel.widen(wide, tiles.right, tiles.steps);
+                tiles.right = wide;
             }
         }
         // What is written once can wait until the next tile moves it.
-        let waits = kernel.works_aside()
+        tiles.aside.waits = kernel.works_aside()
             && plan.works_aside
             && plan.is_one_pass()
-            && matches!(tile.chain, Chain::Start | Chain::Only)
-            && tile.cols == waiting.cols;
-        let place = waiting.tile.from.cast_mut();
-        let (each, rest) = (rows / tiles, rows % tiles);
-        let mut out = all.out;
-        tile.left.ptr = all.left.ptr.wrapping_add(left_words);
-        if let Some(next) = next_panel {
-            let first = next.wrapping_add(panel_words.start);
-            tile.aside.panel = Piece::new(first, panel_words.len() / tiles);
-        }
-        for idx in 0..tiles {
-            tile.rows = each + usize::from(idx < rest);
-            tile.aside.lines = tile.aside.packing.give();
-            tile.aside.done = waiting.tile;
-            let next = out.wrapping_add(tile.rows * all.stride);
-            if waits {
-                (tile.out, tile.stride) = (place, tile.cols);
-                waiting.tile.to.ptr = out;
-                waiting.tile.to.rows = tile.rows;
-            } else {
-                tile.out = out;
-                waiting.tile.to.rows = 0;
+            && matches!(tiles.chain, Chain::Start | Chain::Only)
+            && tiles.cols == aside.done.cols;
+        tiles.left.ptr = all.left.ptr.wrapping_add(left_words);
+        let (each, more) = (rows / count, rows % count);
+        let next_column = all.out.wrapping_add(all.cols);
+        for (rows, count, is_last) in [(each + 1, more, false), (each, count - more, true)] {
+            if count == 0 {
+                continue;
             }
-            // What is written past the caches needs not be fetched.
-            if !waiting.tile.past_caches {
-                tile.aside.out.rows = tile.rows;
-                tile.aside.out.ptr = match waits {
-                    true => out,
-                    false if idx + 1 < tiles => next,
-                    false => all.out.wrapping_add(all.cols),
-                };
-            }
+            (tiles.rows, tiles.count) = (rows, count);
+            tiles.aside.after = match is_last {
+                true => next_column,
+                false => tiles.out.wrapping_add(count * rows * all.stride),
+            };
             // SAFETY: these rows are packed and are those of the output; the panel has these steps.
             unsafe {
                 if plan.is_wide {
-                    kernel.wide_tile(tile);
+                    kernel.wide_tiles(&mut tiles);
                 } else {
-                    kernel.tile(tile);
+                    kernel.tiles(&mut tiles);
                 }
             }
-            tile.left.ptr = tile.left.ptr.wrapping_add(tile.rows * block.stride);
-            tile.aside.panel = tile.aside.panel.following();
-            out = next;
         }
+        aside = tiles.aside;
     }
+    aside.done
 }

@@ -8,7 +8,7 @@
 
 use super::aside::{ForRows, Output, Values};
 use super::left::{Rows, Scratch};
-use super::micro::{self, Chain, Floats, Tile};
+use super::micro::{self, Chain, Floats, Tiles};
 use crate::factor::{Factor, LINE, Left, dispatch_own_factors, lanes};
 use crate::pool::{SharedMut, part};
 use crate::simd::Simd;
@@ -259,7 +259,8 @@ unsafe fn packed_times<S: Simd, F: Factor<S>>(
                     stride: q,
                 };
                 let idx = tile * panels.len() + panel - panels.start;
-                micro::tile::<S, Floats<S, F>, _>(Tile {
+                micro::tiles::<S, Floats<S, F>, _>(&mut Tiles {
+                    count: 1,
                     rows,
                     cols: nr.min(q - panel * nr),
                     panels: 1,

@@ -2,8 +2,8 @@
 
 use super::{Activations, Format, GROUP, group_bytes, head_bytes, tile_rows};
 use crate::Isa;
-use crate::gemm::aside::ForBlocks;
-use crate::gemm::micro::{Chain, Tile, TileKernel};
+use crate::gemm::aside::{Aside, ForBlocks};
+use crate::gemm::micro::{Chain, TileKernel, Tiles};
 use crate::isa::is_amd;
 use crate::simd::{Simd, prefetch};
 use half::f16;
@@ -160,57 +160,63 @@ impl<S: Simd, T: Format> TileKernel<S, ForBlocks<'_>> for Panels<T> {
     };
 
     #[inline(always)]
-    unsafe fn tile_rows<const R: usize>(tile: Tile<ForBlocks>) {
-        let panels = tile.strip::<R>();
-        let Tile {
+    unsafe fn tiles_of<const R: usize>(tiles: &mut Tiles<ForBlocks>) {
+        let panels = tiles.strip::<R>();
+        let Tiles {
+            count,
             steps,
             left: a,
-            right,
-            mut out,
             stride,
             chain,
             fine,
-            aside,
             ..
-        } = tile;
+        } = *tiles;
         let fetches = fetches::<T>(R);
-        let mut later = aside.panel.at_each_of(steps * T::GROUPS);
-        let mut right = right.cast::<u8>();
-        for _ in 0..panels {
-            // SAFETY: by the contract of the trait.
-            unsafe {
-                let mut sums = [[S::splat(0.0); 2]; R];
-                if chain == Chain::Continue {
+        let mut later = tiles.aside.fetch(steps * T::GROUPS);
+        let (mut rows, mut to) = (a.ptr, tiles.out);
+        for _ in 0..count {
+            let mut right = tiles.right.cast::<u8>();
+            let mut out = to;
+            for _ in 0..panels {
+                // SAFETY: by the contract of the trait.
+                unsafe {
+                    let mut sums = [[S::splat(0.0); 2]; R];
+                    if chain == Chain::Continue {
+                        for r in 0..R {
+                            let row = out.add(r * stride);
+                            sums[r] = [S::load(row), S::load(row.add(S::LANES))];
+                        }
+                    }
+                    let mut left = rows;
+                    for _ in 0..steps {
+                        let heads = heads::<S, T>(right);
+                        right = right.add(head_bytes::<T>(S::LANES));
+                        for _ in 0..T::GROUPS {
+                            if R > FEW_ROWS {
+                                later.step::<2>();
+                            } else if fetches {
+                                for line in (0..group_bytes::<T>(S::LANES)).step_by(64) {
+                                    prefetch(right.wrapping_add(ahead::<T>() + line));
+                                }
+                            }
+                            group::<S, T, R>(&mut sums, left, a.row_stride, right, heads, fine);
+                            left = left.add(left_words(fine));
+                            right = right.add(group_bytes::<T>(S::LANES));
+                        }
+                    }
                     for r in 0..R {
                         let row = out.add(r * stride);
-                        sums[r] = [S::load(row), S::load(row.add(S::LANES))];
+                        S::store(row, sums[r][0]);
+                        S::store(row.add(S::LANES), sums[r][1]);
                     }
+                    out = out.add(2 * S::LANES);
                 }
-                let mut left = a.ptr;
-                for _ in 0..steps {
-                    let heads = heads::<S, T>(right);
-                    right = right.add(head_bytes::<T>(S::LANES));
-                    for _ in 0..T::GROUPS {
-                        if R > FEW_ROWS {
-                            later.step::<2>();
-                        } else if fetches {
-                            for line in (0..group_bytes::<T>(S::LANES)).step_by(64) {
-                                prefetch(right.wrapping_add(ahead::<T>() + line));
-                            }
-                        }
-                        group::<S, T, R>(&mut sums, left, a.row_stride, right, heads, fine);
-                        left = left.add(left_words(fine));
-                        right = right.add(group_bytes::<T>(S::LANES));
-                    }
-                }
-                for r in 0..R {
-                    let row = out.add(r * stride);
-                    S::store(row, sums[r][0]);
-                    S::store(row.add(S::LANES), sums[r][1]);
-                }
-                out = out.add(2 * S::LANES);
             }
+            rows = rows.wrapping_add(R * a.row_stride);
+            to = to.wrapping_add(R * stride);
         }
+        tiles.aside.end(later);
+        tiles.advance(count);
     }
 }
 

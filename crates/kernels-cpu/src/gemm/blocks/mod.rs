@@ -41,7 +41,7 @@ mod wide;
 pub(super) use pack::pack;
 
 use super::aside::ForBlocks;
-use super::micro::{Kernel, Tile};
+use super::micro::{Kernel, Tiles};
 use crate::Isa;
 use crate::factor::lanes;
 use crate::simd::Simd;
@@ -215,17 +215,17 @@ impl Kernel for Blocks {
         let (offset, scales) = (self.offset, self.scales);
         micro::quantise(self.isa, self.activations, offset, scales, out, x, k);
     }
-    unsafe fn tile(self, mut tile: Tile<ForBlocks>) {
-        tile.fine = self.is_fine();
+    unsafe fn tiles(self, tiles: &mut Tiles<ForBlocks>) {
+        tiles.fine = self.is_fine();
         let isa = self.isa;
         macro_rules! of {
             ($format:ty) => {{
                 #[inline(always)]
-                unsafe fn tile_of<S: Simd>(tile: Tile<ForBlocks>) {
+                unsafe fn tiles_of<S: Simd>(tiles: &mut Tiles<ForBlocks>) {
                     // SAFETY: forwarded to the caller.
-                    unsafe { super::micro::tile::<S, micro::Panels<$format>, _>(tile) }
+                    unsafe { super::micro::tiles::<S, micro::Panels<$format>, _>(tiles) }
                 }
-                dispatch_integers!(isa, tile_of(tile: Tile<ForBlocks>));
+                dispatch_integers!(isa, tiles_of(tiles: &mut Tiles<ForBlocks>));
             }};
         }
         with_format!(self.block_type, of);
@@ -259,10 +259,10 @@ impl Kernel for Blocks {
         with_format!(self.block_type, of);
         steps * self.groups
     }
-    unsafe fn wide_tile(self, mut tile: Tile<ForBlocks>) {
-        tile.fine = self.is_fine();
+    unsafe fn wide_tiles(self, tiles: &mut Tiles<ForBlocks>) {
+        tiles.fine = self.is_fine();
         if let Some(wide) = self.wide {
-            wide::wide_tile(self.isa, wide, tile);
+            wide::wide_tiles(self.isa, wide, tiles);
         }
     }
 }

@@ -4,7 +4,7 @@ use super::micro::{Panels, heads, scales};
 use super::{Format, GROUP, group_bytes, head_bytes, vector};
 use crate::Isa;
 use crate::gemm::aside::ForBlocks;
-use crate::gemm::micro::{self, Tile};
+use crate::gemm::micro::{self, Tiles};
 use crate::simd::Simd;
 
 /// A wide form: scales of a group, each perhaps with a term.
@@ -52,16 +52,16 @@ pub(super) const fn wide_words<T: Format>(lanes: usize) -> usize {
     T::GROUPS * wide_group_bytes::<T>(lanes) / 4
 }
 
-/// Computes a tile of a wide panel.
-pub(super) fn wide_tile(isa: Isa, wide: Wide, tile: Tile<ForBlocks>) {
+/// Computes tiles of a wide panel.
+pub(super) fn wide_tiles(isa: Isa, wide: Wide, tiles: &mut Tiles<ForBlocks>) {
     macro_rules! of {
         ($scales:literal, $terms:literal) => {{
             #[inline(always)]
-            unsafe fn tile_of<S: Simd>(tile: Tile<ForBlocks>) {
+            unsafe fn tiles_of<S: Simd>(tiles: &mut Tiles<ForBlocks>) {
                 // SAFETY: forwarded to the caller.
-                unsafe { micro::tile::<S, Panels<WideFormat<$scales, $terms>>, _>(tile) }
+                unsafe { micro::tiles::<S, Panels<WideFormat<$scales, $terms>>, _>(tiles) }
             }
-            dispatch_integers!(isa, tile_of(tile: Tile<ForBlocks>));
+            dispatch_integers!(isa, tiles_of(tiles: &mut Tiles<ForBlocks>));
         }};
     }
     match wide {
