@@ -43,7 +43,7 @@ pub(super) trait Kernel: Copy {
     fn wide_words(self) -> usize {
         0
     }
-    /// Makes `steps` steps of a panel wide; returns how many steps of [`Kernel::wide_tile`] they are.
+    /// Makes `steps` steps of a panel wide; returns how many steps of [`Kernel::wide_tiles`] they are.
     unsafe fn widen(self, _out: *mut u32, _right: *const u32, steps: usize) -> usize {
         steps
     }
