@@ -29,7 +29,7 @@ pub(super) trait Aside: Copy {
         rows: usize,
         next: Option<*mut f32>,
     ) -> (*mut f32, usize);
-    /// Does what comes before part `idx`, which has at least `steps` steps; `fetch` is what they fetch.
+    /// Does what comes before part `idx`, which has about `steps` steps; `fetch` is what they fetch.
     ///
     /// # Safety
     /// By the contracts of [`Done`] and [`Packing`].
