@@ -100,10 +100,13 @@ def json_lines(text):
 
 
 def processor():
+    """Its name, with family and model where the system tells them: makers give one name to processors of many kinds."""
+    told = {}
     for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.machine()
+        key, _, value = line.partition(":")
+        told.setdefault(key.strip(), value.strip())
+    name = told.get("model name", platform.machine())
+    return f"{name} (family {told['cpu family']}, model {told['model']})" if "cpu family" in told else name
 
 
 def machine(dokja, threads):
@@ -575,7 +578,7 @@ class Results:
                 told = json.loads(path.read_text())
                 if told["dokja"]["sha256"] == bench.dokja.sha256 and told["machine"]["processor"] == processor():
                     return Results(path, bench)
-            slug = re.sub(r"[^a-z0-9]+", "-", processor().lower()).strip("-")
+            slug = re.sub(r"[^a-z0-9]+", "-", processor().partition(" (family")[0].lower()).strip("-")
             names = (f"{datetime.date.today()}-{slug}{more}.json" for more in ["", *(f"-{i}" for i in range(2, 100))])
             out = next(results / name for name in names if not (results / name).exists())
         found = Results(out, bench)
