@@ -95,20 +95,26 @@ impl Isa {
 /// Whether AMD made this processor. What is fast is chosen by the maker and not by a clock, so that a machine always
 /// computes the same bits.
 pub(crate) fn is_amd() -> bool {
+    amd_family().is_some()
+}
+
+/// The family of a processor that AMD made: 25 is Zen 3 and 4, 26 is Zen 5.
+pub(crate) fn amd_family() -> Option<u32> {
     #[cfg(target_arch = "x86_64")]
     {
+        use std::arch::x86_64::__cpuid;
         // A hypervisor may take microseconds to answer.
-        static IS_AMD: std::sync::LazyLock<bool> = std::sync::LazyLock::new(|| {
-            let cpuid = std::arch::x86_64::__cpuid(0);
-            [cpuid.ebx, cpuid.edx, cpuid.ecx]
-                .map(u32::to_le_bytes)
-                .as_flattened()
-                == b"AuthenticAMD"
+        static FAMILY: std::sync::LazyLock<Option<u32>> = std::sync::LazyLock::new(|| {
+            let maker = __cpuid(0);
+            let maker = [maker.ebx, maker.edx, maker.ecx].map(u32::to_le_bytes);
+            let signature = __cpuid(1).eax;
+            let family = (signature >> 8 & 15) + (signature >> 20 & 255);
+            (maker.as_flattened() == b"AuthenticAMD").then_some(family)
         });
-        *IS_AMD
+        *FAMILY
     }
     #[cfg(not(target_arch = "x86_64"))]
-    false
+    None
 }
 
 /// Runs `$f::<S>($args)` for the `S: Simd` that belongs to the value `$isa`.

@@ -4,7 +4,7 @@ use super::{Activations, Format, GROUP, group_bytes, head_bytes, tile_rows};
 use crate::Isa;
 use crate::gemm::aside::{Aside, ForBlocks};
 use crate::gemm::micro::{Chain, TileKernel, Tiles};
-use crate::isa::is_amd;
+use crate::isa::{amd_family, is_amd};
 use crate::simd::{Simd, prefetch};
 use half::f16;
 use std::marker::PhantomData;
@@ -33,12 +33,17 @@ const fn ahead<T: Format>() -> usize {
     (16 << 10) / T::VECTORS
 }
 
-/// Whether `rows` rows fetch groups ahead. One row of whole bytes takes so few instructions that AMD's processors look
-/// far enough ahead themselves; Intel's do not (docs/LOG.md), and others were not measured. A panel that was made wide
-/// is in the cache.
+/// Whether `rows` rows fetch groups ahead. One row takes so few instructions that a processor may look far enough ahead
+/// itself, and is faster alone (docs/LOG.md): AMD's with whole bytes, its Zen 4 with four bits as well. A panel that
+/// was made wide is in the cache.
 #[inline(always)]
 fn fetches<T: Format>(rows: usize) -> bool {
-    rows > 1 || T::VECTORS < GROUP / 4 || (!T::IS_WIDE && !is_amd())
+    match T::VECTORS {
+        _ if rows > 1 => true,
+        4 => amd_family() != Some(25),
+        8 => !T::IS_WIDE && !is_amd(),
+        _ => true,
+    }
 }
 
 const GROUP_WORDS: usize = size_of::<Group>() / 4;
