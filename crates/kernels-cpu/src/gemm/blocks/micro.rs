@@ -34,8 +34,8 @@ const fn ahead<T: Format>() -> usize {
 }
 
 /// Whether `rows` rows fetch groups ahead. One row takes so few instructions that a processor may look far enough ahead
-/// itself, and is faster alone (docs/LOG.md): AMD's with whole bytes, its Zen 4 with four bits as well. A panel that
-/// was made wide is in the cache.
+/// itself, and is faster alone (docs/LOG.md): AMD's with whole bytes, its Zen 4 with four bits as well (Zen 3, of the
+/// same family, was not measured). A panel that was made wide is in the cache.
 #[inline(always)]
 fn fetches<T: Format>(rows: usize) -> bool {
     match T::VECTORS {
