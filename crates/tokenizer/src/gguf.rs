@@ -313,8 +313,17 @@ impl Tokenizer {
         }
         data.scores = Some(scores);
         data.unk = scored.unk_id;
-        if let Some(unk) = scored.unk_id {
-            data.token_types[unk as usize] = UNKNOWN;
+        match scored.unk_id {
+            // Of the type unknown it would be found in text, which only an added token is.
+            Some(unk) if data.token_types[unk as usize] == CONTROL => {
+                data.token_types[unk as usize] = UNKNOWN;
+            }
+            // A reader takes the first token where a file names none.
+            None if data.token_types.first().is_some_and(|zero| *zero != UNUSED) => {
+                let what = "vocabulary without an unknown token".to_owned();
+                return Err(NotInGguf(what));
+            }
+            _ => {}
         }
         Ok(())
     }

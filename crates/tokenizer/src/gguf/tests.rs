@@ -3,6 +3,7 @@
 use super::*;
 use crate::byte_alphabet::char_of_byte;
 use crate::train::Trainer;
+use proptest::prelude::*;
 
 /// The 256 bytes, two control tokens before them, one token of two letters after.
 fn gpt2_tokens() -> Vec<String> {
@@ -226,6 +227,89 @@ fn a_sentencepiece_vocabulary_that_leaves_text_unsaid_is_refused() {
     assert_eq!(tokenizer.encode("\u{0}"), [259, 0]);
     types[0] = UNUSED;
     assert!(error(&tokens, Some(&scores), &types).contains("no token \"<0x00>\""));
+}
+
+#[test]
+fn a_normal_token_that_stands_for_unknown_text_is_not_found_in_text_when_read_again() {
+    let (tokens, scores, types) = llama();
+    let vocab = GgufVocab {
+        model: "llama",
+        tokens: &tokens,
+        scores: Some(&scores),
+        token_types: Some(&types),
+        unk: Some(262), // "ab"
+        ..GgufVocab::default()
+    };
+    let tokenizer = Tokenizer::from_gguf(&vocab).unwrap();
+    assert_eq!(tokenizer.encode("ab"), [259, 260, 261]);
+    let data = tokenizer.gguf_vocab().unwrap();
+    let again = Tokenizer::from_gguf(&data.vocab()).unwrap();
+    assert_eq!(again.encode("ab"), [259, 260, 261]);
+    assert_eq!(again.parts, tokenizer.parts);
+}
+
+/// Pieces of each other, of spaces and of bytes, so that roles and types collide.
+const WORDS: [&str; 14] = [
+    "\u{2581}",
+    "a",
+    "b",
+    "ab",
+    "ba",
+    "\u{2581}a",
+    "a\u{2581}b",
+    "\u{2581}\u{2581}",
+    " ",
+    " a",
+    "<unk>",
+    "<s>",
+    "<0x61>",
+    "<0x62>",
+];
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4_096))]
+
+    /// Whatever roles and types say of tokens, what is written of a vocabulary is read as the same one.
+    #[test]
+    fn any_sentencepiece_vocabulary_that_is_written_is_read_again(
+        words in proptest::sample::subsequence(WORDS.to_vec(), 4..=WORDS.len()).prop_shuffle(),
+        types in proptest::option::of(proptest::collection::vec(NORMAL..=BYTE, WORDS.len())),
+        scores in proptest::collection::vec(-3..3_i8, WORDS.len()),
+        roles in proptest::array::uniform3(proptest::option::of(0..4_u32)),
+        add_space_prefix in proptest::option::of(proptest::bool::ANY),
+        has_bytes in proptest::bool::ANY,
+        text in "[ab \u{2581}]{0,8}",
+    ) {
+        let mut tokens: Vec<String> = words.iter().map(|word| word.to_string()).collect();
+        let mut scores: Vec<f32> = scores[..tokens.len()].iter().map(|score| f32::from(*score)).collect();
+        let mut types = types.map(|types| types[..tokens.len()].to_vec());
+        let bytes = (0..=255_u8).map(crate::decode::token_of_byte);
+        tokens.extend(bytes.filter(|byte| has_bytes && !words.contains(&&**byte)));
+        scores.resize(tokens.len(), 0.0);
+        if let Some(types) = &mut types {
+            types.resize(tokens.len(), BYTE);
+        }
+        let vocab = GgufVocab {
+            model: "llama",
+            tokens: &tokens,
+            token_types: types.as_deref(),
+            scores: Some(&scores),
+            unk: roles[0],
+            bos: roles[1],
+            eos: roles[2],
+            add_bos: Some(roles[1].is_some()),
+            add_space_prefix,
+            ..GgufVocab::default()
+        };
+        let Ok(tokenizer) = Tokenizer::from_gguf(&vocab) else {
+            return Ok(());
+        };
+        if let Ok(data) = tokenizer.gguf_vocab() {
+            let again = Tokenizer::from_gguf(&data.vocab()).unwrap();
+            prop_assert_eq!(again.encode(&text), tokenizer.encode(&text));
+            prop_assert_eq!(again.parts, tokenizer.parts);
+        }
+    }
 }
 
 #[test]
