@@ -283,9 +283,45 @@ pub(super) unsafe fn scales<S: Simd, T: Format>(
     }
 }
 
-/// One group of the right operand with the same group of R rows.
+/// One group of the right operand with the same group of R rows. Of six rows three follow on three: sums of both bytes
+/// of all six have no registers, and where they all end at once, what follows occupies what a core can choose from, and
+/// the next group waits (docs/LOG.md).
 #[inline(always)]
 unsafe fn group<S: Simd, T: Format, const R: usize>(
+    sums: &mut [[S::V; 2]; R],
+    left: *const u32,
+    row_stride: usize,
+    right: *const u8,
+    heads: Heads<S>,
+    fine: bool,
+) {
+    // SAFETY: as above.
+    unsafe {
+        macro_rules! rows {
+            ($count:literal from $first:literal) => {
+                if let Some(sums) = sums[$first..].first_chunk_mut::<$count>() {
+                    let left = left.add($first * row_stride);
+                    group_of::<S, T, $count>(sums, left, row_stride, right, heads, fine);
+                }
+            };
+        }
+        match R {
+            5 => {
+                rows!(3 from 0);
+                rows!(2 from 3);
+            }
+            6 => {
+                rows!(3 from 0);
+                rows!(3 from 3);
+            }
+            _ => group_of::<S, T, R>(sums, left, row_stride, right, heads, fine),
+        }
+    }
+}
+
+/// The same, of all rows together.
+#[inline(always)]
+unsafe fn group_of<S: Simd, T: Format, const R: usize>(
     sums: &mut [[S::V; 2]; R],
     left: *const u32,
     row_stride: usize,
