@@ -154,16 +154,20 @@ fn llama() -> (Vec<String>, Vec<f32>, Vec<i32>) {
     (tokens, scores, types)
 }
 
+fn scored<'a>(tokens: &'a [String], scores: &'a [f32], types: &'a [i32]) -> GgufVocab<'a, String> {
+    GgufVocab {
+        model: "llama",
+        tokens,
+        scores: Some(scores),
+        token_types: Some(types),
+        ..GgufVocab::default()
+    }
+}
+
 #[test]
 fn a_sentencepiece_vocabulary_reads_writes_and_reads_again() {
     let (tokens, scores, types) = llama();
-    let vocab = GgufVocab {
-        model: "llama",
-        tokens: &tokens,
-        scores: Some(&scores),
-        token_types: Some(&types),
-        ..GgufVocab::default()
-    };
+    let vocab = scored(&tokens, &scores, &types);
     let tokenizer = Tokenizer::from_gguf(&vocab).unwrap();
     assert_eq!(tokenizer.encode("ab"), [263]);
     assert_eq!(tokenizer.encode("ab ab\n"), [263, 263, 13]);
@@ -204,11 +208,8 @@ fn a_sentencepiece_vocabulary_that_leaves_text_unsaid_is_refused() {
     let (mut tokens, mut scores, mut types) = llama();
     let read = |tokens: &[String], scores: Option<&[f32]>, types: &[i32]| {
         let vocab = GgufVocab {
-            model: "llama",
-            tokens,
             scores,
-            token_types: Some(types),
-            ..GgufVocab::default()
+            ..scored(tokens, &[], types)
         };
         Tokenizer::from_gguf(&vocab)
     };
@@ -233,12 +234,8 @@ fn a_sentencepiece_vocabulary_that_leaves_text_unsaid_is_refused() {
 fn a_normal_token_that_stands_for_unknown_text_is_not_found_in_text_when_read_again() {
     let (tokens, scores, types) = llama();
     let vocab = GgufVocab {
-        model: "llama",
-        tokens: &tokens,
-        scores: Some(&scores),
-        token_types: Some(&types),
         unk: Some(262), // "ab"
-        ..GgufVocab::default()
+        ..scored(&tokens, &scores, &types)
     };
     let tokenizer = Tokenizer::from_gguf(&vocab).unwrap();
     assert_eq!(tokenizer.encode("ab"), [259, 260, 261]);

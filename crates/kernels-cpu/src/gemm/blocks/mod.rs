@@ -206,8 +206,8 @@ impl Kernel for Blocks {
     fn block_words(self) -> usize {
         128 << 10
     }
-    // A depth of 1,024 in one pass, so that sums are read and written once. Made wide it is 40 KiB; where a first-level
-    // cache holds 32, the second is fast enough for it (docs/LOG.md).
+    // A depth of 1,024 in one pass, so that sums are read and written once. Made wide it is 40 KiB in Q4_K; where a
+    // first-level cache holds 32, the second is fast enough for it (docs/LOG.md).
     fn pass_words(self) -> usize {
         12 << 10
     }
