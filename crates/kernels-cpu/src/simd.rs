@@ -150,6 +150,48 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn bits<const SHIFT: u32>(b: Self::B, mask: u8) -> Self::B;
     /// `low | high << SHIFT` of every byte. No byte of `high` has a bit that would leave it.
     unsafe fn join_bits<const SHIFT: u32>(low: Self::B, high: Self::B) -> Self::B;
+    /// The two lower bytes of every lane as words, and the two upper ones.
+    unsafe fn to_words(b: Self::B) -> [Self::B; 2];
+    /// a + b of both 16-bit words of a lane; wraps.
+    unsafe fn add_words(a: Self::B, b: Self::B) -> Self::B;
+    /// acc + the sum of a * b over both words of a lane, which are signed; wraps.
+    unsafe fn dot_words(acc: Self::I, a: Self::B, b: Self::B) -> Self::I;
+    /// `STEPS` steps of a product of sums of words, as the kernel of blocks has them: step i adds to `sums[r]` the dot
+    /// products of two sums, of the words 2i of row r with the vectors 4i + 2 and 4i + 3 of `columns`, and of the words
+    /// 2i + 1 with the vectors 4i and 4i + 1. Rows lie `row_stride` apart. STEPS is 4 or 8.
+    #[inline(always)]
+    unsafe fn dot_sums<const R: usize, const STEPS: usize>(
+        sums: &mut [[Self::I; 2]; R],
+        rows: *const u32,
+        row_stride: usize,
+        columns: *const u8,
+    ) {
+        // SAFETY: forwarded to the caller.
+        unsafe {
+            for step in 0..STEPS {
+                let column =
+                    |i: usize| Self::load_bytes(columns.add(4 * Self::LANES * (4 * step + i)));
+                let (lower, upper) = ([column(0), column(1)], [column(2), column(3)]);
+                for r in 0..R {
+                    let row = rows.add(r * row_stride + 2 * step).cast();
+                    let x = [Self::splat_bytes(row), Self::splat_bytes(row.add(4))];
+                    for half in 0..2 {
+                        let first = Self::add_words(x[0], upper[half]);
+                        let second = Self::add_words(x[1], lower[half]);
+                        sums[r][half] = Self::dot_words(sums[r][half], first, second);
+                    }
+                }
+            }
+        }
+    }
+    /// Writes `LANES` words, from values that are integers from -32768 to 32767.
+    unsafe fn store_words(p: *mut i16, v: Self::V);
+    /// Reads `LANES` integers.
+    unsafe fn load_int(p: *const i32) -> Self::I;
+    /// Writes `LANES` integers.
+    unsafe fn store_int(p: *mut i32, x: Self::I);
+    /// a - b; wraps.
+    unsafe fn sub_int(a: Self::I, b: Self::I) -> Self::I;
     /// Every lane `x`.
     unsafe fn splat_int(x: i32) -> Self::I;
     /// acc + the sum of w * x over the four bytes of a lane: w from 0 to 255, x from -128 to 127. Exact.

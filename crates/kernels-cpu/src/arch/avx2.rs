@@ -251,6 +251,55 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn to_words(b: __m256i) -> [__m256i; 2] {
+        // SAFETY: as above; -1 stands for a zero.
+        unsafe {
+            let lower = _mm_setr_epi8(0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13, -1);
+            let upper = _mm_setr_epi8(2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15, -1);
+            [
+                _mm256_shuffle_epi8(b, _mm256_broadcastsi128_si256(lower)),
+                _mm256_shuffle_epi8(b, _mm256_broadcastsi128_si256(upper)),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn add_words(a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: as above.
+        unsafe { _mm256_add_epi16(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn dot_words(acc: __m256i, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: as above.
+        unsafe { _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)) }
+    }
+    #[inline(always)]
+    unsafe fn store_words(p: *mut i16, v: __m256) {
+        // SAFETY: as above.
+        unsafe {
+            let ints = _mm256_cvtps_epi32(v);
+            let words = _mm_packs_epi32(
+                _mm256_castsi256_si128(ints),
+                _mm256_extracti128_si256::<1>(ints),
+            );
+            _mm_storeu_si128(p.cast(), words);
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_int(p: *const i32) -> __m256i {
+        // SAFETY: as above.
+        unsafe { _mm256_loadu_si256(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn store_int(p: *mut i32, x: __m256i) {
+        // SAFETY: as above.
+        unsafe { _mm256_storeu_si256(p.cast(), x) }
+    }
+    #[inline(always)]
+    unsafe fn sub_int(a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: as above.
+        unsafe { _mm256_sub_epi32(a, b) }
+    }
+    #[inline(always)]
     unsafe fn splat_int(x: i32) -> __m256i {
         // SAFETY: as above.
         unsafe { _mm256_set1_epi32(x) }

@@ -5,6 +5,7 @@ use half::{bf16, f16};
 use std::arch::x86_64::*;
 
 mod steps;
+mod sums;
 
 /// AVX-512 with multiply-adds of widened values.
 #[derive(Clone, Copy, Debug)]
@@ -252,6 +253,62 @@ macro_rules! avx512 {
             unsafe fn join_bits<const SHIFT: u32>(low: __m512i, high: __m512i) -> __m512i {
                 // SAFETY: as above.
                 unsafe { _mm512_or_si512(low, _mm512_slli_epi16::<SHIFT>(high)) }
+            }
+            #[inline(always)]
+            unsafe fn to_words(b: __m512i) -> [__m512i; 2] {
+                // SAFETY: as above; -1 stands for a zero.
+                unsafe {
+                    let lower = _mm_setr_epi8(0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13, -1);
+                    let upper =
+                        _mm_setr_epi8(2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15, -1);
+                    [
+_mm512_shuffle_epi8(b, _mm512_broadcast_i32x4(lower)),
+_mm512_shuffle_epi8(b, _mm512_broadcast_i32x4(upper)),
+]
+                }
+            }
+            #[inline(always)]
+            unsafe fn add_words(a: __m512i, b: __m512i) -> __m512i {
+                // SAFETY: as above.
+                unsafe { _mm512_add_epi16(a, b) }
+            }
+            #[inline(always)]
+            unsafe fn dot_words(acc: __m512i, a: __m512i, b: __m512i) -> __m512i {
+                // SAFETY: as above.
+                unsafe { _mm512_dpwssd_epi32(acc, a, b) }
+            }
+            #[inline(always)]
+            unsafe fn dot_sums<const R: usize, const STEPS: usize>(
+                sums: &mut [[__m512i; 2]; R],
+                rows: *const u32,
+                row_stride: usize,
+                columns: *const u8,
+            ) {
+                // SAFETY: as above.
+                unsafe { sums::dot_sums::<R, STEPS>(sums, rows, row_stride, columns) }
+            }
+            #[inline(always)]
+            unsafe fn store_words(p: *mut i16, v: __m512) {
+                // SAFETY: as above.
+                unsafe {
+                    let words = _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(v));
+                    _mm256_storeu_si256(p.cast(), words)
+                }
+            }
+            #[inline(always)]
+            unsafe fn load_int(p: *const i32) -> __m512i {
+                // SAFETY: as above.
+                unsafe { _mm512_loadu_si512(p.cast()) }
+            }
+            #[inline(always)]
+            unsafe fn store_int(p: *mut i32, x: __m512i) {
+                // SAFETY: as above.
+                unsafe { _mm512_storeu_si512(p.cast(), x) }
+            }
+            #[inline(always)]
+            unsafe fn sub_int(a: __m512i, b: __m512i) -> __m512i {
+                // SAFETY: as above.
+                unsafe { _mm512_sub_epi32(a, b) }
             }
             #[inline(always)]
             unsafe fn splat_int(x: i32) -> __m512i {

@@ -216,6 +216,63 @@ impl Simd for Neon {
         unsafe { vorrq_u8(low, vshlq_u8(high, vdupq_n_s8(SHIFT as i8))) }
     }
     #[inline(always)]
+    unsafe fn to_words(b: uint8x16_t) -> [uint8x16_t; 2] {
+        // SAFETY: as above.
+        unsafe {
+            let b = vreinterpretq_u32_u8(b);
+            let (even, odd) = (vdupq_n_u32(0x00ff_00ff), vdupq_n_u32(0xff00_ff00));
+            let (even, odd) = (vandq_u32(b, even), vandq_u32(b, odd));
+            let (first, second) = (vdupq_n_u32(0x0000_00ff), vdupq_n_u32(0x00ff_0000));
+            let lower = vorrq_u32(
+                vandq_u32(even, first),
+                vandq_u32(vshlq_n_u32::<8>(odd), second),
+            );
+            let upper = vorrq_u32(
+                vshrq_n_u32::<16>(even),
+                vandq_u32(vshrq_n_u32::<8>(odd), second),
+            );
+            [vreinterpretq_u8_u32(lower), vreinterpretq_u8_u32(upper)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn add_words(a: uint8x16_t, b: uint8x16_t) -> uint8x16_t {
+        // SAFETY: as above.
+        unsafe {
+            let sum = vaddq_u16(vreinterpretq_u16_u8(a), vreinterpretq_u16_u8(b));
+            vreinterpretq_u8_u16(sum)
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_words(acc: int32x4_t, a: uint8x16_t, b: uint8x16_t) -> int32x4_t {
+        // SAFETY: as above.
+        unsafe {
+            let (a, b) = (vreinterpretq_s16_u8(a), vreinterpretq_s16_u8(b));
+            let first = vmull_s16(vget_low_s16(a), vget_low_s16(b));
+            let second = vmull_high_s16(a, b);
+            vaddq_s32(acc, vpaddq_s32(first, second))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_words(p: *mut i16, v: float32x4_t) {
+        // SAFETY: as above.
+        unsafe { vst1_s16(p, vmovn_s32(vcvtnq_s32_f32(v))) }
+    }
+    #[inline(always)]
+    unsafe fn load_int(p: *const i32) -> int32x4_t {
+        // SAFETY: as above.
+        unsafe { vld1q_s32(p) }
+    }
+    #[inline(always)]
+    unsafe fn store_int(p: *mut i32, x: int32x4_t) {
+        // SAFETY: as above.
+        unsafe { vst1q_s32(p, x) }
+    }
+    #[inline(always)]
+    unsafe fn sub_int(a: int32x4_t, b: int32x4_t) -> int32x4_t {
+        // SAFETY: as above.
+        unsafe { vsubq_s32(a, b) }
+    }
+    #[inline(always)]
     unsafe fn splat_int(x: i32) -> int32x4_t {
         // SAFETY: as above.
         unsafe { vdupq_n_s32(x) }

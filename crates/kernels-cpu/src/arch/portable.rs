@@ -21,6 +21,13 @@ fn zip(a: [f32; N], b: [f32; N], f: impl Fn(f32, f32) -> f32) -> [f32; N] {
     std::array::from_fn(|i| f(a[i], b[i]))
 }
 
+/// The two words of a lane.
+#[inline(always)]
+fn words(lane: [u8; 4]) -> [i16; 2] {
+    let word = |i| i16::from_ne_bytes([lane[i], lane[i + 1]]);
+    [word(0), word(2)]
+}
+
 // SAFETY (all blocks below): pointers are valid for the lanes touched, by the contract of `Simd`.
 impl Simd for Portable {
     const ISA: crate::Isa = crate::Isa::Portable;
@@ -180,6 +187,55 @@ impl Simd for Portable {
     #[inline(never)]
     unsafe fn join_bits<const SHIFT: u32>(low: Self::B, high: Self::B) -> Self::B {
         std::array::from_fn(|i| std::array::from_fn(|j| low[i][j] | high[i][j] << SHIFT))
+    }
+    #[inline(never)]
+    unsafe fn to_words(b: Self::B) -> [Self::B; 2] {
+        let lane = |[first, second]: [u8; 2]| {
+            let [first, second] = [first, second].map(|byte| u16::from(byte).to_ne_bytes());
+            [first[0], first[1], second[0], second[1]]
+        };
+        [
+            b.map(|[first, second, ..]| lane([first, second])),
+            b.map(|[.., first, second]| lane([first, second])),
+        ]
+    }
+    #[inline(never)]
+    unsafe fn add_words(a: Self::B, b: Self::B) -> Self::B {
+        std::array::from_fn(|i| {
+            let sum = |word: usize| {
+                words(a[i])[word]
+                    .wrapping_add(words(b[i])[word])
+                    .to_ne_bytes()
+            };
+            let [first, second] = [sum(0), sum(1)];
+            [first[0], first[1], second[0], second[1]]
+        })
+    }
+    #[inline(never)]
+    unsafe fn dot_words(acc: Self::I, a: Self::B, b: Self::B) -> Self::I {
+        std::array::from_fn(|i| {
+            let product = |word: usize| i32::from(words(a[i])[word]) * i32::from(words(b[i])[word]);
+            acc[i].wrapping_add(product(0)).wrapping_add(product(1))
+        })
+    }
+    #[inline(never)]
+    unsafe fn store_words(p: *mut i16, v: Self::V) {
+        // SAFETY: see above.
+        unsafe { p.cast::<[i16; N]>().write_unaligned(v.map(|x| x as i16)) }
+    }
+    #[inline(never)]
+    unsafe fn load_int(p: *const i32) -> Self::I {
+        // SAFETY: see above.
+        unsafe { p.cast::<Self::I>().read_unaligned() }
+    }
+    #[inline(never)]
+    unsafe fn store_int(p: *mut i32, x: Self::I) {
+        // SAFETY: see above.
+        unsafe { p.cast::<Self::I>().write_unaligned(x) }
+    }
+    #[inline(never)]
+    unsafe fn sub_int(a: Self::I, b: Self::I) -> Self::I {
+        std::array::from_fn(|i| a[i].wrapping_sub(b[i]))
     }
     #[inline(never)]
     unsafe fn splat_int(x: i32) -> Self::I {

@@ -417,6 +417,135 @@ fn products_of_bytes_are_exact_at_the_ends_of_their_ranges() {
 }
 
 #[inline(always)]
+unsafe fn words<S: Simd>() {
+    let name = S::ISA.name();
+    let all: Vec<u8> = (0..=255).collect();
+    for b in all.chunks_exact(4 * S::LANES) {
+        let mut got = [vec![0i16; 2 * S::LANES], vec![0i16; 2 * S::LANES]];
+        // SAFETY: see `lanes` (so for every block below).
+        unsafe {
+            let [lower, upper] = S::to_words(S::load_bytes(b.as_ptr()));
+            S::store_bytes(got[0].as_mut_ptr().cast(), lower);
+            S::store_bytes(got[1].as_mut_ptr().cast(), upper);
+        }
+        for (first, got) in [0, 2].into_iter().zip(got) {
+            let expected = b
+                .chunks(4)
+                .flat_map(|b| [b[first].into(), b[first + 1].into()]);
+            assert!(got.into_iter().eq(expected), "{name} words from {first}");
+        }
+    }
+    const ENDS: [i16; 5] = [i16::MIN, -1, 0, 1, i16::MAX];
+    let (a, b): (Vec<i16>, Vec<i16>) = (0..625 * 16)
+        .map(|i| (ENDS[i % 5], ENDS[i / 5 % 5]))
+        .unzip();
+    for (a, b) in a
+        .chunks_exact(2 * S::LANES)
+        .zip(b.chunks_exact(2 * S::LANES))
+    {
+        let mut sums = vec![0i16; 2 * S::LANES];
+        let mut less = vec![0i32; S::LANES];
+        let starts: Vec<i32> = (0..S::LANES as i32).map(|i| i32::MAX - i).collect();
+        // SAFETY: as above.
+        let dots = unsafe {
+            let (a, b) = (
+                S::load_bytes(a.as_ptr().cast()),
+                S::load_bytes(b.as_ptr().cast()),
+            );
+            S::store_bytes(sums.as_mut_ptr().cast(), S::add_words(a, b));
+            let start = S::load_int(starts.as_ptr());
+            S::store_int(less.as_mut_ptr(), S::sub_int(S::splat_int(-3), start));
+            ints::<S>(S::dot_words(start, a, b))
+        };
+        for (i, (&a, &b)) in a.iter().zip(b).enumerate() {
+            assert_eq!(sums[i], a.wrapping_add(b), "{name} {a} + {b}");
+        }
+        for (i, start) in starts.into_iter().enumerate() {
+            let product = |word: usize| i32::from(a[2 * i + word]) * i32::from(b[2 * i + word]);
+            let dot = start.wrapping_add(product(0)).wrapping_add(product(1));
+            assert_eq!(
+                dots[i],
+                dot,
+                "{name} {:?} {:?}",
+                &a[2 * i..][..2],
+                &b[2 * i..][..2]
+            );
+            assert_eq!(less[i], (-3i32).wrapping_sub(start), "{name} -3 - {start}");
+        }
+    }
+    let values: Vec<f32> = (0..S::LANES)
+        .map(|i| [-32_768.0, 32_767.0, -1.0, 0.0][i % 4])
+        .collect();
+    let mut stored = vec![7i16; S::LANES + 1];
+    // SAFETY: as above.
+    unsafe { S::store_words(stored.as_mut_ptr(), S::load(values.as_ptr())) };
+    assert_eq!(stored.pop(), Some(7), "{name}");
+    assert!(
+        stored.into_iter().map(f32::from).eq(values),
+        "{name} stored words"
+    );
+}
+
+#[test]
+fn words_are_made_added_and_multiplied_and_wrap() {
+    on_every_isa!(words);
+}
+
+#[inline(always)]
+unsafe fn sums_of_words<S: Simd>() {
+    let mut rng = Philox::new(3, "words").rng();
+    let mut random =
+        |len: usize| -> Vec<i16> { (0..len).map(|_| rng.below(1 << 16) as u16 as i16).collect() };
+    macro_rules! shapes {
+        ($($rows:literal by $steps:literal),*) => {$(
+            // Rows lie a word further apart than they are long.
+            let (length, stride) = (4 * $steps, 4 * $steps + 2);
+            let rows = random($rows * stride);
+            let columns = random($steps * 8 * S::LANES);
+            // SAFETY: see `lanes`.
+            let got = unsafe {
+                let mut sums = [[S::splat_int(9); 2]; $rows];
+                let (rows, columns) = (rows.as_ptr().cast(), columns.as_ptr().cast());
+                S::dot_sums::<$rows, $steps>(&mut sums, rows, stride / 2, columns);
+                sums
+            };
+            for (r, got) in got.into_iter().enumerate() {
+                for (half, got) in got.into_iter().enumerate() {
+                    // SAFETY: as above.
+                    let got = unsafe { ints::<S>(got) };
+                    for lane in 0..S::LANES {
+                        let mut expected = 9i32;
+                        for i in 0..length {
+                            let (step, word) = (i / 4, i % 4);
+                            if word >= 2 {
+                                continue;
+                            }
+                            // Of the columns: two lower words of both halves, and two upper ones.
+                            let column = |upper: usize| {
+                                let vector = 4 * step + 2 * upper + half;
+                                columns[2 * (S::LANES * vector + lane) + word]
+                            };
+                            let row = |i: usize| rows[r * stride + i];
+                            let sum = |x: i16, w: i16| i32::from(x.wrapping_add(w));
+                            let product = sum(row(i), column(1)) * sum(row(i + 2), column(0));
+                            expected = expected.wrapping_add(product);
+                        }
+                        assert_eq!(got[lane], expected, "{} row {r} of {}", S::ISA.name(), $rows);
+                    }
+                }
+            }
+        )*};
+    }
+    shapes!(1 by 4, 2 by 4, 3 by 4, 4 by 4, 5 by 4, 6 by 4);
+    shapes!(1 by 8, 2 by 8, 3 by 8, 4 by 8, 5 by 8, 6 by 8);
+}
+
+#[test]
+fn sums_of_words_are_multiplied_in_any_number_of_rows() {
+    on_every_isa!(sums_of_words);
+}
+
+#[inline(always)]
 unsafe fn conversions<S: Simd>() {
     for x in [
         0,

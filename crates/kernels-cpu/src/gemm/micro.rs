@@ -191,7 +191,7 @@ pub(super) struct Tiles<A> {
     pub(super) out: *mut f32,
     pub(super) stride: usize,
     pub(super) chain: Chain,
-    /// Whether rows of integers have upper bytes.
+    /// Whether rows of bytes have upper ones.
     pub(super) fine: bool,
     /// What they do for others.
     pub(super) aside: A,

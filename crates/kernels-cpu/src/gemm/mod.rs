@@ -94,7 +94,8 @@ pub(crate) fn block_rows(b: &Packed) -> usize {
             dispatch_factors!(isa, compute, of_floats(k: usize) -> usize)
         }
         Factors::Blocks(block_type) => {
-            plan::block_rows(blocks::Blocks::new(isa, block_type, b.activations()), k)
+            let kernel = blocks::Blocks::new(isa, block_type, b.activations(), usize::MAX);
+            plan::block_rows(kernel, k)
         }
     };
     b.parts().iter().map(of_part).min().unwrap_or(1)
@@ -167,7 +168,7 @@ pub(crate) fn rows_times(
             ),
             // SAFETY: as for the floats.
             Factors::Blocks(block_type) => unsafe {
-                let kernel = blocks::Blocks::new(isa, block_type, b.activations());
+                let kernel = blocks::Blocks::new(isa, block_type, b.activations(), rows.len());
                 rows_times_as(kernel, y, packer, rows, b, part, panels, first, then);
             },
         }

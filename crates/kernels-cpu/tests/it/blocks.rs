@@ -190,13 +190,50 @@ fn rows_of_zeros_give_zero_and_what_is_not_finite_gives_nan() {
                 k,
                 &[Stored::Blocks(block_type, &bytes)],
             );
-            let mut x = vec![0.0; 4 * k];
-            (x[k + 3], x[2 * k + 300], x[3 * k]) = (f32::NAN, f32::NEG_INFINITY, f32::MIN_POSITIVE);
-            let mut y = vec![7.5; 4 * n];
+            // Alone, and in a batch that makes panels wide.
+            for m in [4, 40] {
+                let mut x = vec![0.0; m * k];
+                (x[k + 3], x[2 * k + 300]) = (f32::NAN, f32::NEG_INFINITY);
+                x[3 * k] = f32::MIN_POSITIVE;
+                let mut y = vec![7.5; m * n];
+                matmul(cpu, &mut y, &x, &packed, Store::Overwrite);
+                assert!(y[..n].iter().all(|&y| y == 0.0), "{block_type}");
+                assert!(y[n..3 * n].iter().all(|y| y.is_nan()), "{block_type}");
+                assert!(y[3 * n..].iter().all(|&y| y == 0.0), "{block_type}");
+            }
+        }
+    });
+}
+
+#[test]
+fn the_largest_integers_of_rows_and_columns_have_room() {
+    let (m, n, k) = (40, 33, 64);
+    // Blocks of 32: a scale of 1, and bytes at both ends.
+    let mut bytes = Vec::new();
+    for i in 0..n * k / 32 {
+        bytes.extend(half::f16::ONE.to_le_bytes());
+        bytes.extend((0..32).map(|j| if (i * j) % 3 == 0 { 0x80u8 } else { 0x7f }));
+    }
+    let x: Vec<f32> = (0..m * k)
+        .map(|i| if i / 7 % 2 == 0 { 1.0 } else { -1.0 })
+        .collect();
+    let mut w = vec![0.0; n * k];
+    BlockType::Q8_0.dequantise(&bytes, &mut w).unwrap();
+    on_every_isa(2, |cpu| {
+        for activations in BOTH {
+            let stored = [Stored::Blocks(BlockType::Q8_0, &bytes)];
+            let packed = Packed::of(cpu, Compute::F32, activations, k, &stored);
+            let mut y = vec![0.0; m * n];
             matmul(cpu, &mut y, &x, &packed, Store::Overwrite);
-            assert!(y[..n].iter().all(|&y| y == 0.0), "{block_type}");
-            assert!(y[n..3 * n].iter().all(|y| y.is_nan()), "{block_type}");
-            assert!(y[3 * n..].iter().all(|&y| y == 0.0), "{block_type}");
+            for (i, y) in y.into_iter().enumerate() {
+                let (row, column) = (&x[i / n * k..][..k], &w[i % n * k..][..k]);
+                let sum: f32 = row.iter().zip(column).map(|(x, w)| x * w).sum();
+                // The scale of a row is 1 / 127 or 1 / 32512, rounded.
+                assert!(
+                    (y - sum).abs() <= 64.0 * 128.0 * 2f32.powi(-22),
+                    "{y} against {sum}"
+                );
+            }
         }
     });
 }

@@ -1,7 +1,7 @@
-//! Rows as integers, and the register tile over blocks.
+//! The register tile over blocks.
 
-use super::{Activations, Format, GROUP, group_bytes, head_bytes, tile_rows};
-use crate::Isa;
+use super::rows::{BYTE_WORDS, Form, HEAD_WORDS, Head};
+use super::{Format, group_bytes, head_bytes, integer_bytes, is_taken_apart, tile_rows, words};
 use crate::gemm::aside::{Aside, ForBlocks};
 use crate::gemm::micro::{Chain, TileKernel, Tiles};
 use crate::isa::{amd_family, is_amd};
@@ -14,18 +14,6 @@ pub(super) struct Panels<T>(PhantomData<T>);
 
 /// Rows of a tile at most, of panels that are made wide for more.
 pub(super) const FEW_ROWS: usize = 3;
-
-/// A group of a row: a cache line. Upper bytes, where integers have 16 bits, follow it.
-#[repr(C, align(32))]
-struct Group {
-    /// The integers, or their lower bytes: a value is 256 high + low.
-    low: [i8; GROUP],
-    scale: f32,
-    /// -offset times the sum of the integers, for each scale of a group of the right operand.
-    start: [i32; 2],
-    /// scale times the sum of the integers, likewise.
-    term: [f32; 2],
-}
 
 /// Bytes ahead of the group that is multiplied, of those that are fetched where rows are few and a panel comes
 /// from memory: 4 KiB in types of four bits, 2 KiB in those of eight.
@@ -46,119 +34,8 @@ fn fetches<T: Format>(rows: usize) -> bool {
     }
 }
 
-const GROUP_WORDS: usize = size_of::<Group>() / 4;
-
-/// Words of a group of a row with its upper bytes, if it has them.
-#[inline(always)]
-pub(super) const fn left_words(fine: bool) -> usize {
-    if fine {
-        GROUP_WORDS + GROUP / 4
-    } else {
-        GROUP_WORDS
-    }
-}
-
-/// Below this magnitude a group is zero: the largest integer divided by it would not be finite.
-const TINY: f32 = 1e-33;
-
-/// `k` values of a row, in whole groups, with what follows from the sums for the offset and the scales of a
-/// group of a type.
-pub(super) fn quantise(
-    isa: Isa,
-    activations: Activations,
-    offset: i32,
-    scales: usize,
-    out: *mut u32,
-    x: *const f32,
-    k: usize,
-) {
-    dispatch_integers!(
-        isa,
-        quantise_in(
-            activations: Activations,
-            offset: i32,
-            scales: usize,
-            out: *mut u32,
-            x: *const f32,
-            k: usize,
-        )
-    );
-}
-
-#[inline(always)]
-unsafe fn quantise_in<S: Simd>(
-    activations: Activations,
-    offset: i32,
-    scales: usize,
-    out: *mut u32,
-    x: *const f32,
-    k: usize,
-) {
-    macro_rules! groups {
-        ($fine:literal, $scales:literal) => {
-            for g in 0..k / GROUP {
-                let words = out.add(left_words($fine) * g);
-                integers::<S, $fine, $scales>(words, x.add(GROUP * g), offset);
-            }
-        };
-    }
-    // SAFETY: the caller has whole groups, and room for as many.
-    unsafe {
-        match (activations, scales) {
-            (Activations::Int8, 1) => groups!(false, 1),
-            (Activations::Int8, _) => groups!(false, 2),
-            (Activations::Int16, 1) => groups!(true, 1),
-            (Activations::Int16, _) => groups!(true, 2),
-        }
-    }
-}
-
-/// A group of 32 values as integers, with the sums of all of them, or of either half.
-#[inline(always)]
-unsafe fn integers<S: Simd, const FINE: bool, const SCALES: usize>(
-    out: *mut u32,
-    x: *const f32,
-    offset: i32,
-) {
-    const { assert!((GROUP / 2) % S::LANES == 0) };
-    let limit = if FINE { 127.0 * 256.0 } else { 127.0 };
-    // SAFETY: 32 values at `x`, and room for the words of a group.
-    unsafe {
-        let (group, high) = (&mut *out.cast::<Group>(), out.add(GROUP_WORDS).cast::<i8>());
-        let mut largest = S::splat(0.0);
-        for i in (0..GROUP).step_by(S::LANES) {
-            let x = S::load(x.add(i));
-            largest = S::max(largest, S::max(x, S::sub(S::splat(0.0), x)));
-        }
-        let largest = S::reduce_max(largest);
-        let inverse = if largest > TINY { limit / largest } else { 0.0 };
-        let mut sums = [S::splat(0.0); SCALES];
-        for i in (0..GROUP).step_by(S::LANES) {
-            let mut q = S::round(S::mul(S::load(x.add(i)), S::splat(inverse)));
-            let sum = &mut sums[i * SCALES / GROUP];
-            *sum = S::add(*sum, q);
-            if FINE {
-                // The half of a unit keeps low from being 128.
-                let (unit, half) = (S::splat(1.0 / 256.0), S::splat(0.5 / 256.0));
-                let upper = S::round(S::fma(q, unit, half));
-                S::store_ints(high.add(i), upper);
-                q = S::fma(upper, S::splat(-256.0), q);
-            }
-            S::store_ints(group.low.as_mut_ptr().add(i), q);
-        }
-        group.scale = largest * (1.0 / limit);
-        for (i, sum) in sums.into_iter().enumerate() {
-            let sum = S::reduce_add(sum);
-            group.start[i] = -offset * sum as i32;
-            // Times 0: nothing, or not a number where a value is not finite.
-            group.scale += sum * 0.0;
-            group.term[i] = group.scale * sum;
-        }
-    }
-}
-
 impl<S: Simd, T: Format> TileKernel<S, ForBlocks<'_>> for Panels<T> {
-    const ROWS: usize = if T::WIDE.is_none() || tile_rows::<S>() < FEW_ROWS {
+    const ROWS: usize = if !is_taken_apart::<T>() || tile_rows::<S>() < FEW_ROWS {
         tile_rows::<S>()
     } else {
         FEW_ROWS
@@ -176,6 +53,11 @@ impl<S: Simd, T: Format> TileKernel<S, ForBlocks<'_>> for Panels<T> {
             fine,
             ..
         } = *tiles;
+        let left_words = match fine {
+            _ if T::WORDS => Form::Words.words(),
+            true => Form::TwoBytes.words(),
+            false => Form::Bytes.words(),
+        };
         let fetches = fetches::<T>(R);
         let mut later = tiles.aside.fetch(steps * T::GROUPS);
         let (mut rows, mut to) = (a.ptr, tiles.out);
@@ -205,7 +87,7 @@ impl<S: Simd, T: Format> TileKernel<S, ForBlocks<'_>> for Panels<T> {
                                 }
                             }
                             group::<S, T, R>(&mut sums, left, a.row_stride, right, heads, fine);
-                            left = left.add(left_words(fine));
+                            left = left.add(left_words);
                             right = right.add(group_bytes::<T>(S::LANES));
                         }
                     }
@@ -253,7 +135,7 @@ pub(super) unsafe fn scales<S: Simd, T: Format>(
 ) -> Heads<S> {
     // SAFETY: as above.
     unsafe {
-        let at = group.add(8 * S::LANES * T::VECTORS);
+        let at = group.add(integer_bytes::<T>(S::LANES));
         if T::IS_WIDE {
             let at = at.cast::<f32>().add(2 * S::LANES * i);
             let two = |p: *const f32| [S::load(p), S::load(p.add(S::LANES))];
@@ -305,11 +187,11 @@ unsafe fn group<S: Simd, T: Format, const R: usize>(
             };
         }
         match R {
-            5 => {
+            5 if !T::WORDS => {
                 rows!(3 from 0);
                 rows!(2 from 3);
             }
-            6 => {
+            6 if !T::WORDS => {
                 rows!(3 from 0);
                 rows!(3 from 3);
             }
@@ -330,60 +212,73 @@ unsafe fn group_of<S: Simd, T: Format, const R: usize>(
 ) {
     // SAFETY: as above.
     unsafe {
+        let ints = left.add(HEAD_WORDS);
         macro_rules! part {
-            ($i:literal: $($step:literal)*) => {
-                let mut ints = start::<S, R>(left, row_stride, $i);
-                if fine {
-                    // Both bytes together: a step of the right operand is read and taken apart once.
-                    let mut high = [[S::splat_int(0); 2]; R];
-                    $(
-                        let w = weights::<S, T, $step>(right);
-                        let x = left.add($step);
-                        dot::<S, T, R>(&mut high, x.add(GROUP_WORDS), row_stride, w);
-                        dot::<S, T, R>(&mut ints, x, row_stride, w);
-                    )*
-                    for r in 0..R {
-                        ints[r][0] = S::next_byte(high[r][0], ints[r][0]);
-                        ints[r][1] = S::next_byte(high[r][1], ints[r][1]);
-                    }
+            ($i:literal from $first:literal: $($step:literal)*) => {
+                let mut sums_of_ints = start::<S, T, R>(left, row_stride, right, $i);
+                if T::WORDS {
+                        let steps = right.add(8 * S::LANES * T::SCALES);
+                        let (ints, steps) = (ints.add(2 * $first), steps.add(16 * S::LANES * $first));
+                        match T::SCALES {
+                            1 => S::dot_sums::<R, 8>(&mut sums_of_ints, ints, row_stride, steps),
+                            _ => S::dot_sums::<R, 4>(&mut sums_of_ints, ints, row_stride, steps),
+                        }
+                } else if fine {
+                        // Both bytes together: a step of the right operand is read and taken apart once.
+                        let mut upper = [[S::splat_int(0); 2]; R];
+                        $(
+                            let w = weights::<S, T, $step>(right);
+                            let x = ints.add($step);
+                            dot::<S, T, R>(&mut upper, x.add(BYTE_WORDS), row_stride, w);
+                            dot::<S, T, R>(&mut sums_of_ints, x, row_stride, w);
+                        )*
+                        for r in 0..R {
+                            sums_of_ints[r][0] = S::next_byte(upper[r][0], sums_of_ints[r][0]);
+                            sums_of_ints[r][1] = S::next_byte(upper[r][1], sums_of_ints[r][1]);
+                        }
                 } else {
-                    $(
-                        let w = weights::<S, T, $step>(right);
-                        dot::<S, T, R>(&mut ints, left.add($step), row_stride, w);
-                    )*
+                        $(
+                            let w = weights::<S, T, $step>(right);
+                            dot::<S, T, R>(&mut sums_of_ints, ints.add($step), row_stride, w);
+                        )*
                 }
                 let [scale, term] = scales::<S, T>(right, heads, $i);
-                fold::<S, T, R>(sums, &ints, left, row_stride, scale, term, $i);
+                fold::<S, T, R>(sums, &sums_of_ints, left, row_stride, scale, term, $i);
             };
         }
         if T::SCALES == 1 {
-            part!(0: 0 1 2 3 4 5 6 7);
+            part!(0 from 0: 0 1 2 3 4 5 6 7);
         } else {
-            part!(0: 0 1 2 3);
-            part!(1: 4 5 6 7);
+            part!(0 from 0: 0 1 2 3);
+            part!(1 from 4: 4 5 6 7);
         }
     }
 }
 
-/// The group of row r.
+/// The head of the group of row r.
 #[inline(always)]
-unsafe fn row(left: *const u32, row_stride: usize, r: usize) -> *const Group {
+unsafe fn row(left: *const u32, row_stride: usize, r: usize) -> *const Head {
     // SAFETY: as above.
     unsafe { left.add(r * row_stride).cast() }
 }
 
-/// What the sums of the lower bytes start from.
+/// What the sums of integers start from.
 #[inline(always)]
-unsafe fn start<S: Simd, const R: usize>(
+unsafe fn start<S: Simd, T: Format, const R: usize>(
     left: *const u32,
     row_stride: usize,
+    right: *const u8,
     i: usize,
 ) -> [[S::I; 2]; R] {
     // SAFETY: as above.
     unsafe {
         let mut ints = [[S::splat_int(0); 2]; R];
         for r in 0..R {
-            ints[r] = [S::splat_int((*row(left, row_stride, r)).start[i]); 2];
+            let start = (*row(left, row_stride, r)).start[i];
+            ints[r] = match T::WORDS {
+                true => words::start::<S>(start, right, i),
+                false => [S::splat_int(start); 2],
+            };
         }
         ints
     }

@@ -28,7 +28,8 @@
 //! Q3_K               as Q2_K; bit 2 of step i is bit i of vector 2
 //! ```
 //! Each byte of the file is thus read once for a row, at the size it has in the file. Where many rows follow,
-//! a stretch of a panel is first made *wide*: a vector for each step, and scales that are multiplied out in f32.
+//! a stretch of a panel is first made *wide*: a vector for each step, and scales that are multiplied out in f32. Where
+//! that is faster, it is made of words, of which a product takes half as many multiplications ([`words`]).
 //!
 //! Error: that of rounding x, at most 1/65024 (or 1/254) of the largest of each 32 values.
 //!
@@ -36,7 +37,9 @@
 
 mod micro;
 mod pack;
+mod rows;
 mod wide;
+mod words;
 
 pub(super) use pack::pack;
 
@@ -46,6 +49,7 @@ use crate::Isa;
 use crate::factor::lanes;
 use crate::simd::Simd;
 use numerics::BlockType;
+use rows::Form;
 use wide::Wide;
 
 /// Runs `$f!(Format)` for the format of a type of integers.
@@ -84,10 +88,10 @@ const GROUP: usize = 32;
 
 /// How a type lies in a panel.
 pub(super) trait Format {
-    /// What it becomes when it is made wide; nothing where that would gain nothing.
-    const WIDE: Option<Wide>;
-    /// Whether it is: scales and terms are multiplied out, in f32.
+    /// Whether it was made wide: scales and terms are multiplied out, in f32.
     const IS_WIDE: bool = false;
+    /// Whether it was made of words, which only wide ones are.
+    const WORDS: bool = false;
     /// Groups in a block.
     const GROUPS: usize;
     /// Scales of a group: one for 32 values, or two for 16 each.
@@ -108,6 +112,19 @@ pub(super) trait Format {
     unsafe fn step<S: Simd, const STEP: usize>(half: *const u8) -> S::B;
 }
 
+/// Whether the vectors of a type hold several steps, so that the q are to be taken apart.
+const fn is_taken_apart<T: Format>() -> bool {
+    T::VECTORS < GROUP / 4
+}
+
+/// Bytes of the integers of a group with L lanes, both halves.
+const fn integer_bytes<T: Format>(lanes: usize) -> usize {
+    if T::WORDS {
+        return words::integer_bytes(lanes, T::SCALES);
+    }
+    8 * lanes * T::VECTORS
+}
+
 /// Bytes of a group with L lanes, both halves.
 const fn group_bytes<T: Format>(lanes: usize) -> usize {
     let of_scale = if T::IS_WIDE {
@@ -116,7 +133,7 @@ const fn group_bytes<T: Format>(lanes: usize) -> usize {
         (T::GROUPS > 1) as usize
     };
     let scales = T::SCALES * (1 + T::HAS_TERMS as usize) * of_scale;
-    2 * lanes * (4 * T::VECTORS + scales)
+    integer_bytes::<T>(lanes) + 2 * lanes * scales
 }
 
 /// Bytes of the halves before the groups of a block.
@@ -134,7 +151,7 @@ const fn block_bytes<T: Format>(lanes: usize) -> usize {
 
 /// Words of one panel of depth `k`.
 pub(super) fn panel_words(isa: Isa, block_type: BlockType, k: usize) -> usize {
-    let blocks = Blocks::new(isa, block_type, Activations::Int8);
+    let blocks = Blocks::new(isa, block_type, Activations::Int8, 1);
     k / blocks.depth() * blocks.right_words()
 }
 
@@ -144,38 +161,49 @@ pub(super) fn panel_words(isa: Isa, block_type: BlockType, k: usize) -> usize {
 pub(super) struct Blocks {
     isa: Isa,
     block_type: BlockType,
-    activations: Activations,
+    form: Form,
     groups: usize,
-    scales: usize,
+    wide: Wide,
     offset: i32,
+    is_taken_apart: bool,
     right_words: usize,
-    wide: Option<Wide>,
     wide_words: usize,
 }
 
 impl Blocks {
-    pub(super) fn new(isa: Isa, block_type: BlockType, activations: Activations) -> Blocks {
+    /// For `rows` rows at a time.
+    pub(super) fn new(
+        isa: Isa,
+        block_type: BlockType,
+        activations: Activations,
+        rows: usize,
+    ) -> Blocks {
         let lanes = lanes(isa);
+        let form = match activations {
+            Activations::Int8 => Form::Bytes,
+            Activations::Int16 if rows >= words::ROWS && words::are_faster(isa) => Form::Words,
+            Activations::Int16 => Form::TwoBytes,
+        };
         macro_rules! of {
             ($format:ty) => {
                 Blocks {
                     isa,
                     block_type,
-                    activations,
+                    form,
                     groups: <$format>::GROUPS,
-                    scales: <$format>::SCALES,
+                    wide: Wide {
+                        scales: <$format>::SCALES,
+                        has_terms: <$format>::HAS_TERMS,
+                        words: form == Form::Words,
+                    },
                     offset: <$format>::OFFSET,
+                    is_taken_apart: is_taken_apart::<$format>(),
                     right_words: block_bytes::<$format>(lanes) / 4,
-                    wide: <$format>::WIDE,
-                    wide_words: wide::wide_words::<$format>(lanes),
+                    wide_words: wide::wide_words::<$format>(lanes, form),
                 }
             };
         }
         with_format!(block_type, of)
-    }
-
-    fn is_fine(self) -> bool {
-        self.activations == Activations::Int16
     }
 }
 
@@ -188,9 +216,9 @@ const fn tile_rows<S: Simd>() -> usize {
 impl Kernel for Blocks {
     fn rows(self) -> usize {
         let rows = self.wide_rows();
-        match self.wide {
-            None => rows,
-            Some(_) => rows.min(micro::FEW_ROWS),
+        match self.is_taken_apart {
+            true => rows.min(micro::FEW_ROWS),
+            false => rows,
         }
     }
     fn depth(self) -> usize {
@@ -200,23 +228,33 @@ impl Kernel for Blocks {
         self.right_words
     }
     fn left_words(self) -> usize {
-        micro::left_words(self.is_fine()) * self.groups
+        self.form.words() * self.groups
     }
     // Half of a second-level cache of 1 MiB: the more rows, the more seldom a panel is made wide.
     fn block_words(self) -> usize {
         128 << 10
     }
-    // A depth of 1,024 in one pass, so that sums are read and written once. Made wide it is 40 KiB in Q4_K; where a
-    // first-level cache holds 32, the second is fast enough for it (docs/LOG.md).
+    // A depth of 1,024 in one pass, so that sums are read and written once. Made wide it is 40 KiB of bytes in Q4_K, and
+    // 76 KiB of words; where a first-level cache holds 32, the second is fast enough for it (docs/LOG.md).
     fn pass_words(self) -> usize {
-        12 << 10
+        match self.form {
+            Form::Words => 20 << 10,
+            Form::Bytes | Form::TwoBytes => 12 << 10,
+        }
     }
     unsafe fn left_of_row(self, out: *mut u32, x: *const f32, k: usize) {
-        let (offset, scales) = (self.offset, self.scales);
-        micro::quantise(self.isa, self.activations, offset, scales, out, x, k);
+        rows::quantise(
+            self.isa,
+            self.form,
+            self.offset,
+            self.wide.scales,
+            out,
+            x,
+            k,
+        );
     }
     unsafe fn tiles(self, tiles: &mut Tiles<ForBlocks>) {
-        tiles.fine = self.is_fine();
+        tiles.fine = self.form == Form::TwoBytes;
         let isa = self.isa;
         macro_rules! of {
             ($format:ty) => {{
@@ -242,17 +280,23 @@ impl Kernel for Blocks {
         self.wide_words
     }
     unsafe fn widen(self, out: *mut u32, right: *const u32, steps: usize) -> usize {
-        let isa = self.isa;
+        let (isa, form) = (self.isa, self.form);
         macro_rules! of {
             ($format:ty) => {{
                 #[inline(always)]
-                unsafe fn widen_of<S: Simd>(out: *mut u32, right: *const u32, steps: usize) {
+                unsafe fn widen_of<S: Simd>(
+                    form: Form,
+                    out: *mut u32,
+                    right: *const u32,
+                    steps: usize,
+                ) {
+                    let (out, right) = (out.cast(), right.cast());
                     // SAFETY: forwarded to the caller.
-                    unsafe { wide::widen::<S, $format>(out.cast(), right.cast(), steps) }
+                    unsafe { wide::widen::<S, $format>(form, out, right, steps) }
                 }
                 dispatch_integers!(
                     isa,
-                    widen_of(out: *mut u32, right: *const u32, steps: usize)
+                    widen_of(form: Form, out: *mut u32, right: *const u32, steps: usize)
                 );
             }};
         }
@@ -260,10 +304,8 @@ impl Kernel for Blocks {
         steps * self.groups
     }
     unsafe fn wide_tiles(self, tiles: &mut Tiles<ForBlocks>) {
-        tiles.fine = self.is_fine();
-        if let Some(wide) = self.wide {
-            wide::wide_tiles(self.isa, wide, tiles);
-        }
+        tiles.fine = self.form == Form::TwoBytes;
+        wide::wide_tiles(self.isa, self.wide, tiles);
     }
 }
 
@@ -323,13 +365,12 @@ unsafe fn one_bit<S: Simd, const STEP: usize>(half: *const u8, idx: usize) -> S:
 
 /// Declares a format: its constants, and the q of a step.
 macro_rules! format {
-    ($name:ident { wide: $wide:expr, groups: $groups:literal, scales: $scales:literal,
+    ($name:ident { groups: $groups:literal, scales: $scales:literal,
       has_terms: $terms:literal, offset: $offset:literal, small: $small:literal,
       vectors: $vectors:literal }, |$s:ident, $step:ident, $half:ident| $body:expr) => {
         pub(super) struct $name;
 
         impl Format for $name {
-            const WIDE: Option<Wide> = $wide;
             const GROUPS: usize = $groups;
             const SCALES: usize = $scales;
             const HAS_TERMS: bool = $terms;
@@ -348,7 +389,6 @@ macro_rules! format {
 
 format!(
     Q8_0 {
-        wide: None,
         groups: 1,
         scales: 1,
         has_terms: false,
@@ -360,7 +400,6 @@ format!(
 );
 format!(
     Q4_0 {
-        wide: Some(Wide::One),
         groups: 1,
         scales: 1,
         has_terms: false,
@@ -372,7 +411,6 @@ format!(
 );
 format!(
     Q4_1 {
-        wide: Some(Wide::OneWithTerm),
         groups: 1,
         scales: 1,
         has_terms: true,
@@ -384,7 +422,6 @@ format!(
 );
 format!(
     Q4K {
-        wide: Some(Wide::OneWithTerm),
         groups: 8,
         scales: 1,
         has_terms: true,
@@ -396,7 +433,6 @@ format!(
 );
 format!(
     Q5K {
-        wide: Some(Wide::OneWithTerm),
         groups: 8,
         scales: 1,
         has_terms: true,
@@ -408,7 +444,6 @@ format!(
 );
 format!(
     Q6K {
-        wide: Some(Wide::Two),
         groups: 8,
         scales: 2,
         has_terms: false,
@@ -420,7 +455,6 @@ format!(
 );
 format!(
     Q2K {
-        wide: Some(Wide::TwoWithTerms),
         groups: 8,
         scales: 2,
         has_terms: true,
@@ -432,7 +466,6 @@ format!(
 );
 format!(
     Q3K {
-        wide: Some(Wide::Two),
         groups: 8,
         scales: 2,
         has_terms: false,

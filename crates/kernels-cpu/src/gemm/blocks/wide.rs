@@ -1,33 +1,35 @@
 //! A stretch of a panel made wide: what many rows would each take apart is taken apart once.
 
 use super::micro::{Panels, heads, scales};
-use super::{Format, GROUP, group_bytes, head_bytes, vector};
+use super::rows::Form;
+use super::{Format, GROUP, group_bytes, head_bytes, is_taken_apart, vector, words};
 use crate::Isa;
 use crate::gemm::aside::ForBlocks;
 use crate::gemm::micro::{self, Tiles};
 use crate::simd::Simd;
 
-/// A wide form: scales of a group, each perhaps with a term.
+/// A wide form: scales of a group, each perhaps with a term, and whether integers are words.
 #[derive(Clone, Copy)]
-pub(in crate::gemm) enum Wide {
-    One,
-    OneWithTerm,
-    Two,
-    TwoWithTerms,
+pub(in crate::gemm) struct Wide {
+    pub(super) scales: usize,
+    pub(super) has_terms: bool,
+    pub(super) words: bool,
 }
 
-/// The format of a wide form: one of these four serves several types.
-struct WideFormat<const SCALES: usize, const HAS_TERMS: bool>;
+/// The format of a wide form: one of these eight serves several types.
+struct WideFormat<const SCALES: usize, const HAS_TERMS: bool, const WORDS: bool>;
 
-impl<const SCALES: usize, const HAS_TERMS: bool> Format for WideFormat<SCALES, HAS_TERMS> {
-    const WIDE: Option<Wide> = None;
+impl<const SCALES: usize, const HAS_TERMS: bool, const WORDS: bool> Format
+    for WideFormat<SCALES, HAS_TERMS, WORDS>
+{
     const IS_WIDE: bool = true;
+    const WORDS: bool = WORDS;
     const GROUPS: usize = 1;
     const SCALES: usize = SCALES;
     const HAS_TERMS: bool = HAS_TERMS;
-    const OFFSET: i32 = 0; // rows were made for what was packed
+    const OFFSET: i32 = 0; // rows were made for what was packed, and words have none
     const SMALL: bool = true;
-    const VECTORS: usize = GROUP / 4;
+    const VECTORS: usize = if WORDS { GROUP / 2 } else { GROUP / 4 };
 
     #[inline(always)]
     unsafe fn step<S: Simd, const STEP: usize>(half: *const u8) -> S::B {
@@ -37,44 +39,59 @@ impl<const SCALES: usize, const HAS_TERMS: bool> Format for WideFormat<SCALES, H
 }
 
 /// Bytes of a group of a format when it is wide.
-const fn wide_group_bytes<T: Format>(lanes: usize) -> usize {
-    match T::WIDE {
-        None => 0,
-        Some(Wide::One) => group_bytes::<WideFormat<1, false>>(lanes),
-        Some(Wide::OneWithTerm) => group_bytes::<WideFormat<1, true>>(lanes),
-        Some(Wide::Two) => group_bytes::<WideFormat<2, false>>(lanes),
-        Some(Wide::TwoWithTerms) => group_bytes::<WideFormat<2, true>>(lanes),
+const fn wide_group_bytes<T: Format>(lanes: usize, form: Form) -> usize {
+    macro_rules! of {
+        ($scales:literal, $terms:literal) => {
+            match form {
+                Form::Words => group_bytes::<WideFormat<$scales, $terms, true>>(lanes),
+                _ => group_bytes::<WideFormat<$scales, $terms, false>>(lanes),
+            }
+        };
+    }
+    match (T::SCALES, T::HAS_TERMS) {
+        (1, false) => of!(1, false),
+        (1, true) => of!(1, true),
+        (_, false) => of!(2, false),
+        (_, true) => of!(2, true),
     }
 }
 
-/// Words that a block of a panel takes when it is wide; 0 where it does not become so.
-pub(super) const fn wide_words<T: Format>(lanes: usize) -> usize {
-    T::GROUPS * wide_group_bytes::<T>(lanes) / 4
+/// Words that a block of a panel takes when it is wide for rows of a form; 0 where it does not become so.
+pub(super) const fn wide_words<T: Format>(lanes: usize, form: Form) -> usize {
+    match form {
+        Form::Bytes | Form::TwoBytes if !is_taken_apart::<T>() => 0,
+        _ => T::GROUPS * wide_group_bytes::<T>(lanes, form) / 4,
+    }
 }
 
 /// Computes tiles of a wide panel.
 pub(super) fn wide_tiles(isa: Isa, wide: Wide, tiles: &mut Tiles<ForBlocks>) {
     macro_rules! of {
-        ($scales:literal, $terms:literal) => {{
+        ($scales:literal, $terms:literal, $words:literal) => {{
             #[inline(always)]
             unsafe fn tiles_of<S: Simd>(tiles: &mut Tiles<ForBlocks>) {
                 // SAFETY: forwarded to the caller.
-                unsafe { micro::tiles::<S, Panels<WideFormat<$scales, $terms>>, _>(tiles) }
+                unsafe { micro::tiles::<S, Panels<WideFormat<$scales, $terms, $words>>, _>(tiles) }
             }
             dispatch_integers!(isa, tiles_of(tiles: &mut Tiles<ForBlocks>));
         }};
     }
-    match wide {
-        Wide::One => of!(1, false),
-        Wide::OneWithTerm => of!(1, true),
-        Wide::Two => of!(2, false),
-        Wide::TwoWithTerms => of!(2, true),
+    match (wide.scales, wide.has_terms, wide.words) {
+        (1, false, false) => of!(1, false, false),
+        (1, false, true) => of!(1, false, true),
+        (1, true, false) => of!(1, true, false),
+        (1, true, true) => of!(1, true, true),
+        (_, false, false) => of!(2, false, false),
+        (_, false, true) => of!(2, false, true),
+        (_, true, false) => of!(2, true, false),
+        (_, true, true) => of!(2, true, true),
     }
 }
 
 /// Makes `blocks` blocks wide.
 #[inline(always)]
 pub(super) unsafe fn widen<S: Simd, T: Format>(
+    form: Form,
     mut out: *mut u8,
     mut right: *const u8,
     blocks: usize,
@@ -85,12 +102,18 @@ pub(super) unsafe fn widen<S: Simd, T: Format>(
             let heads = heads::<S, T>(right);
             right = right.add(head_bytes::<T>(S::LANES));
             for _ in 0..T::GROUPS {
-                for half in 0..2 {
-                    let from = right.add(half * 4 * S::LANES);
-                    let to = out.add(half * 4 * S::LANES);
-                    steps::<S, T>(to, from);
-                }
-                let to = out.add(2 * S::LANES * GROUP).cast::<f32>();
+                let bytes = if form == Form::Words {
+                    words::widen::<S, T>(out, right);
+                    words::integer_bytes(S::LANES, T::SCALES)
+                } else {
+                    for half in 0..2 {
+                        let from = right.add(half * 4 * S::LANES);
+                        let to = out.add(half * 4 * S::LANES);
+                        steps::<S, T>(to, from);
+                    }
+                    2 * S::LANES * GROUP
+                };
+                let to = out.add(bytes).cast::<f32>();
                 for i in 0..T::SCALES {
                     let [scale, term] = scales::<S, T>(right, heads, i);
                     let at = to.add(2 * S::LANES * i);
@@ -103,7 +126,7 @@ pub(super) unsafe fn widen<S: Simd, T: Format>(
                     }
                 }
                 right = right.add(group_bytes::<T>(S::LANES));
-                out = out.add(wide_group_bytes::<T>(S::LANES));
+                out = out.add(wide_group_bytes::<T>(S::LANES, form));
             }
         }
     }
