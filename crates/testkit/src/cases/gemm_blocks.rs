@@ -146,6 +146,7 @@ impl Case for Product {
         let used = self.groups.iter().filter(|&&rows| rows > 0).count();
         let stored = self.block_type.bytes_for(used * self.n * self.k);
         let cost = Cost::values(self.rows() * self.k, self.rows() * self.n);
+        // As products of bytes: kernels that multiply words take fewer, and may pass the peak of bytes.
         let parts = match self.activations {
             Activations::Int8 => 1,
             Activations::Int16 => 2,
