@@ -165,8 +165,9 @@ pub(super) unsafe fn scales<S: Simd, T: Format>(
     }
 }
 
-/// One group of the right operand with the same group of R rows. Of six rows three follow on three: the sums of both
-/// bytes of all six have no registers. On Zen 4 most products with rows of 16 bits are 2 to 5 % faster so (docs/LOG.md).
+/// One group of the right operand with the same group of R rows. Of six rows of bytes three follow on three: the sums of
+/// both bytes of all six have no registers. On Zen 4 most products with rows of 16 bits are 2 to 5 % faster so
+/// (docs/LOG.md). Words have one sum, and room for six.
 #[inline(always)]
 unsafe fn group<S: Simd, T: Format, const R: usize>(
     sums: &mut [[S::V; 2]; R],

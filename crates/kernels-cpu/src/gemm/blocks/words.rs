@@ -26,7 +26,7 @@ pub(super) const ROWS: usize = 16;
 const _: () = assert!(ROWS >= WIDE_ROWS, "rows of words are only for wide panels");
 
 /// Whether an instruction set multiplies words faster than bytes. AMD's processors add words in twice as many places as
-/// they multiply; AVX2 has no instruction for products of bytes (docs/LOG.md).
+/// they multiply; AVX2 has no instruction that adds up four products of bytes (docs/LOG.md).
 pub(super) fn are_faster(isa: Isa) -> bool {
     match isa {
         Isa::Avx512 | Isa::Avx512Bf16 => is_amd(),
