@@ -38,6 +38,7 @@ pub use tn::matmul_tn;
 pub(crate) use tn::{Half, groups_tn};
 
 use crate::factor::{Factor, LINE, Left, dispatch_factors};
+use crate::isa::amd_family;
 use crate::pool::{SharedMut, part};
 use crate::simd::{Simd, end_streams};
 use crate::{Cpu, Isa, Store};
@@ -70,13 +71,20 @@ pub fn matmul(cpu: &Cpu, y: &mut [f32], x: &[f32], b: &Packed, store: Store) {
     }
 }
 
-/// Bytes of an output from which on it is written past the caches: nothing that has room in a second level.
-const STREAMED_BYTES: usize = 8 << 20;
+/// Bytes of an output from which on it is written past the caches: nothing that has room in a second level, and with the
+/// slower products of Zen 4, nothing that has room in the third (docs/LOG.md).
+fn streamed_bytes() -> usize {
+    if amd_family() == Some(25) {
+        32 << 20
+    } else {
+        8 << 20
+    }
+}
 
 /// What the first pass of a product does with y.
 pub(crate) fn first_chain(y: &[f32], store: Store) -> Chain {
     match store {
-        Store::Overwrite if size_of_val(y) >= STREAMED_BYTES => Chain::Only,
+        Store::Overwrite if size_of_val(y) >= streamed_bytes() => Chain::Only,
         Store::Overwrite => Chain::Start,
         Store::Add => Chain::Continue,
     }

@@ -1,6 +1,6 @@
 //! Products against exact sums, on every instruction set, at sizes around the borders of tiles.
 
-use super::{Packed, STREAMED_BYTES, matmul, matmul_tn};
+use super::{Packed, matmul, matmul_tn, streamed_bytes};
 use crate::aligned::Aligned;
 use crate::grouped_gemm::{grouped_matmul, grouped_matmul_tn};
 use crate::{Compute, Cpu, Isa, Store};
@@ -250,7 +250,7 @@ fn rows_that_are_packed_meanwhile_have_the_bits_of_rows_alone() {
 fn an_output_that_is_written_past_the_caches_has_the_bits_of_a_small_one() {
     // Half of the last panel is missing where panels have 32 columns. The output is aligned, as it has to be for this.
     let (m, n, k) = (4_100, 528, 40);
-    assert!(4 * m * n >= STREAMED_BYTES);
+    assert!(4 * m * n >= streamed_bytes());
     for isa in Isa::available() {
         for compute in COMPUTES {
             let (x, w) = (values(m * k, "x"), values(n * k, "w"));

@@ -218,30 +218,30 @@ unsafe fn group_of<S: Simd, T: Format, const R: usize>(
             ($i:literal from $first:literal: $($step:literal)*) => {
                 let mut sums_of_ints = start::<S, T, R>(left, row_stride, right, $i);
                 if T::WORDS {
-                        let steps = right.add(8 * S::LANES * T::SCALES);
-                        let (ints, steps) = (ints.add(2 * $first), steps.add(16 * S::LANES * $first));
-                        match T::SCALES {
-                            1 => S::dot_sums::<R, 8>(&mut sums_of_ints, ints, row_stride, steps),
-                            _ => S::dot_sums::<R, 4>(&mut sums_of_ints, ints, row_stride, steps),
-                        }
+                    let steps = right.add(8 * S::LANES * T::SCALES);
+                    let (ints, steps) = (ints.add(2 * $first), steps.add(16 * S::LANES * $first));
+                    match T::SCALES {
+                        1 => S::dot_sums::<R, 8>(&mut sums_of_ints, ints, row_stride, steps),
+                        _ => S::dot_sums::<R, 4>(&mut sums_of_ints, ints, row_stride, steps),
+                    }
                 } else if fine {
-                        // Both bytes together: a step of the right operand is read and taken apart once.
-                        let mut upper = [[S::splat_int(0); 2]; R];
-                        $(
-                            let w = weights::<S, T, $step>(right);
-                            let x = ints.add($step);
-                            dot::<S, T, R>(&mut upper, x.add(BYTE_WORDS), row_stride, w);
-                            dot::<S, T, R>(&mut sums_of_ints, x, row_stride, w);
-                        )*
-                        for r in 0..R {
-                            sums_of_ints[r][0] = S::next_byte(upper[r][0], sums_of_ints[r][0]);
-                            sums_of_ints[r][1] = S::next_byte(upper[r][1], sums_of_ints[r][1]);
-                        }
+                    // Both bytes together: a step of the right operand is read and taken apart once.
+                    let mut upper = [[S::splat_int(0); 2]; R];
+                    $(
+                        let w = weights::<S, T, $step>(right);
+                        let x = ints.add($step);
+                        dot::<S, T, R>(&mut upper, x.add(BYTE_WORDS), row_stride, w);
+                        dot::<S, T, R>(&mut sums_of_ints, x, row_stride, w);
+                    )*
+                    for r in 0..R {
+                        sums_of_ints[r][0] = S::next_byte(upper[r][0], sums_of_ints[r][0]);
+                        sums_of_ints[r][1] = S::next_byte(upper[r][1], sums_of_ints[r][1]);
+                    }
                 } else {
-                        $(
-                            let w = weights::<S, T, $step>(right);
-                            dot::<S, T, R>(&mut sums_of_ints, ints.add($step), row_stride, w);
-                        )*
+                    $(
+                        let w = weights::<S, T, $step>(right);
+                        dot::<S, T, R>(&mut sums_of_ints, ints.add($step), row_stride, w);
+                    )*
                 }
                 let [scale, term] = scales::<S, T>(right, heads, $i);
                 fold::<S, T, R>(sums, &sums_of_ints, left, row_stride, scale, term, $i);
