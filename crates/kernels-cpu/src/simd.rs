@@ -158,8 +158,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn dot_words(acc: Self::I, a: Self::B, b: Self::B) -> Self::I;
     /// `STEPS` steps of a product of sums of words, as the kernel of blocks has them: step i adds to `sums[r]` the dot
     /// products of two sums, of the words 2i of row r with the vectors 4i + 2 and 4i + 3 of `columns`, and of the words
-    /// 2i + 1 with the vectors 4i and 4i + 1. Rows lie `row_stride` apart. STEPS is 4 or 8, and R
-    /// at most 6.
+    /// 2i + 1 with the vectors 4i and 4i + 1. Rows lie `row_stride` apart. STEPS is 4 or 8, and R at most 6.
     #[inline(always)]
     unsafe fn dot_sums<const R: usize, const STEPS: usize>(
         sums: &mut [[Self::I; 2]; R],

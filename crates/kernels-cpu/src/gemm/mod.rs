@@ -74,10 +74,9 @@ pub fn matmul(cpu: &Cpu, y: &mut [f32], x: &[f32], b: &Packed, store: Store) {
 /// Bytes of an output from which on it is written past the caches: nothing that has room in a second level, and with the
 /// slower products of Zen 4, nothing that has room in the third (docs/LOG.md).
 fn streamed_bytes() -> usize {
-    if amd_family() == Some(25) {
-        32 << 20
-    } else {
-        8 << 20
+    match amd_family() {
+        Some(25) => 32 << 20,
+        _ => 8 << 20,
     }
 }
 
