@@ -80,6 +80,12 @@ fn streamed_bytes() -> usize {
     }
 }
 
+/// Whether a tile of an output that stays in the caches is written aside first, for the next one to move. There it waits
+/// for no line, but is stored twice, and on Zen 4 a store of 512 bits takes the place of a multiply-add (docs/LOG.md).
+fn stores_twice() -> bool {
+    amd_family() != Some(25)
+}
+
 /// What the first pass of a product does with y.
 pub(crate) fn first_chain(y: &[f32], store: Store) -> Chain {
     match store {
@@ -361,7 +367,11 @@ unsafe fn panel_times<'a, K: Kernel>(
         tiles.aside.waits = kernel.works_aside()
             && plan.works_aside
             && plan.is_one_pass()
-            && matches!(tiles.chain, Chain::Start | Chain::Only)
+            && match tiles.chain {
+                Chain::Only => true,
+                Chain::Start => stores_twice(),
+                Chain::Continue | Chain::AddOnce => false,
+            }
             && tiles.cols == aside.done.cols;
         tiles.left.ptr = all.left.ptr.wrapping_add(left_words);
         let (each, more) = (rows / count, rows % count);
