@@ -69,7 +69,11 @@ pub fn grouped_matmul(
             let (e, block) = blocks[idx].clone();
             let next = cpu.pool.next_of(idx, blocks.len()).map(|idx| {
                 let (e, rows) = blocks[idx].clone();
-                Next { rows, b: matrix(e) }
+                Next {
+                    rows,
+                    b: matrix(e),
+                    panel: 0,
+                }
             });
             rows_times(
                 isa,

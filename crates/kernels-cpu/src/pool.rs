@@ -1,7 +1,7 @@
 //! Worker threads, and a barrier that spins before it parks.
 //!
 //! `run(f)` calls `f(0)`, `f(1)`, ... once on each thread and returns when all are done. `for_each`,
-//! `for_ranges` and `for_parts` cut the work into pieces. Each thread has its share of them, the same one whenever
+//! `for_each`, `for_ranges` and `for_each_cut` cut the work into pieces. Each thread has its share of them, the same one whenever
 //! the same work comes again, so that what it wrote last time is in its own cache; who has done their own takes what
 //! is left of the others'. They end when the pieces are done: a worker that was not there, because something else
 //! has its core, is not waited for, and finds the region closed. Who computes what is therefore chance in the end;
@@ -280,23 +280,60 @@ impl Pool {
         });
     }
 
-    /// Cuts `0..len` into ranges as equal as can be, none longer than `most`, as many for each thread, and calls `f`
-    /// on each, and on the one that the thread probably has next, with what each thread makes first.
-    pub fn for_parts<T>(
+    /// As `for_each_with`, but the last item of each thread's part is cut into `pieces`, which others take over one by
+    /// one: what a slow core can hold up at the end is a piece. `f` gets what the thread probably takes next, too.
+    pub fn for_each_cut<T>(
         &self,
-        len: usize,
-        most: usize,
+        count: usize,
+        pieces: usize,
         make: &(dyn Fn() -> T + Sync),
-        f: &(impl Fn(&mut T, Range<usize>, Option<Range<usize>>) + Sync),
+        f: &(impl Fn(&mut T, Cut, Option<Cut>) + Sync),
     ) {
-        let pieces = len
-            .div_ceil(most.max(1))
-            .next_multiple_of(self.threads())
-            .min(len);
-        let piece = |idx: usize| part(&(0..len), idx, pieces);
-        self.for_each_with(pieces, make, &|kept, idx| {
-            f(kept, piece(idx), self.next_of(idx, pieces).map(piece));
+        let threads = self.threads();
+        let pieces = match threads > 1 && count >= threads {
+            true => pieces.max(1),
+            false => 1,
+        };
+        // Each thread's part has as many more, so its items are those that it has uncut.
+        let all = count + threads * (pieces - 1);
+        let cut = |idx: usize| {
+            let is_in = |&owner: &usize| part(&(0..all), owner, threads).contains(&idx);
+            let owner = (0..threads).find(is_in).unwrap_or(0);
+            let items = part(&(0..count), owner, threads);
+            let nth = idx - part(&(0..all), owner, threads).start;
+            if nth + 1 < items.len() {
+                Cut {
+                    item: items.start + nth,
+                    piece: 0,
+                    pieces: 1,
+                }
+            } else {
+                Cut {
+                    item: items.end - 1,
+                    piece: nth + 1 - items.len(),
+                    pieces,
+                }
+            }
+        };
+        self.for_each_with(all, make, &|kept, idx| {
+            f(kept, cut(idx), self.next_of(idx, all).map(cut));
         });
+    }
+}
+
+/// What [`Pool::for_each_cut`] hands out: an item, or a piece of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// The item.
+    pub item: usize,
+    piece: usize,
+    pieces: usize,
+}
+
+impl Cut {
+    /// The part of `range` that belongs to it.
+    pub fn of(self, range: &Range<usize>) -> Range<usize> {
+        part(range, self.piece, self.pieces)
     }
 }
 
@@ -510,24 +547,29 @@ mod tests {
     }
 
     #[test]
-    fn parts_cover_everything_once_and_none_is_long() {
-        for (len, threads) in [(0, 2), (1, 1), (1, 3), (5, 8), (100, 3), (1000, 2)] {
-            let seen: Vec<AtomicUsize> = (0..len).map(|_| AtomicUsize::new(0)).collect();
-            let last = AtomicUsize::new(0);
-            Pool::new(threads).for_parts(len, 30, &|| (), &|(), range, next| {
-                let most = 30.min(len.div_ceil(threads));
-                assert!((1..=most).contains(&range.len()), "{range:?} of {len}");
+    fn items_are_whole_but_for_the_last_of_each_thread() {
+        for (count, threads, pieces) in [(0, 2, 3), (1, 1, 4), (1, 3, 4), (3, 3, 4), (101, 2, 5)] {
+            let columns = 0..10;
+            let seen: Vec<AtomicUsize> = (0..count).map(|_| AtomicUsize::new(0)).collect();
+            let (cut, last) = (AtomicUsize::new(0), AtomicUsize::new(0));
+            Pool::new(threads).for_each_cut(count, pieces, &|| (), &|(), own, next| {
+                seen[own.item].fetch_add(own.of(&columns).len(), Ordering::Relaxed);
+                cut.fetch_add(usize::from(own.of(&columns) != columns), Ordering::Relaxed);
                 match next {
-                    Some(next) => assert_eq!(next.start, range.end),
+                    Some(next) if next.item == own.item => {
+                        assert_eq!(next.of(&columns).start, own.of(&columns).end);
+                    }
+                    Some(next) => {
+                        assert_eq!((next.item, next.of(&columns).start), (own.item + 1, 0))
+                    }
                     None => _ = last.fetch_add(1, Ordering::Relaxed),
                 }
-                for i in range {
-                    seen[i].fetch_add(1, Ordering::Relaxed);
-                }
             });
-            assert!(seen.iter().all(|s| s.load(Ordering::Relaxed) == 1));
+            assert!(seen.iter().all(|s| s.load(Ordering::Relaxed) == 10));
+            let is_cut = threads > 1 && count >= threads;
+            assert_eq!(cut.into_inner(), if is_cut { threads * pieces } else { 0 });
             // One at the end of each thread's part.
-            assert_eq!(last.into_inner(), threads.min(len));
+            assert_eq!(last.into_inner(), threads.min(count));
         }
     }
 

@@ -39,7 +39,7 @@ pub(crate) use tn::{Half, groups_tn};
 
 use crate::factor::{Factor, LINE, Left, dispatch_factors};
 use crate::isa::amd_family;
-use crate::pool::{SharedMut, part};
+use crate::pool::{Cut, SharedMut, part};
 use crate::simd::{Simd, end_streams};
 use crate::{Cpu, Isa, Store};
 use aside::{Done, ForBlocks, Output, Piece};
@@ -48,6 +48,18 @@ use micro::{Floats, Kernel, LARGEST, Tiles};
 use pack::{Factors, Part};
 use plan::{Block, Plan, pass_steps};
 use std::ops::Range;
+
+/// Ranges of columns into which the last block of each thread is cut, so that all end at the same time. Each has the
+/// block's rows, which are packed again where the depth is in stretches: that is little for floats, and too much for
+/// integers, to which they are rounded (docs/LOG.md).
+fn last_pieces(b: &Packed) -> usize {
+    let is_floats = |part: &Part| matches!(part.factors, Factors::Floats(_));
+    if b.parts().iter().all(is_floats) {
+        8
+    } else {
+        1
+    }
+}
 
 /// y (m, n) = x (m, k) times the packed matrix; m follows from the length of x.
 pub fn matmul(cpu: &Cpu, y: &mut [f32], x: &[f32], b: &Packed, store: Store) {
@@ -60,9 +72,16 @@ pub fn matmul(cpu: &Cpu, y: &mut [f32], x: &[f32], b: &Packed, store: Store) {
     // Few rows: each thread reads its own panels once, instead of all threads all panels.
     let packer = || Packer::new(x);
     if m >= 16 * threads {
-        (cpu.pool).for_parts(m, block_rows(b), &packer, &|packer, rows, next| {
-            let next = next.map(|rows| Next { rows, b });
-            rows_times(isa, out, packer, rows, b, 0..b.panels(), first, next);
+        let blocks = m.div_ceil(block_rows(b)).next_multiple_of(threads).min(m);
+        let rows = |cut: Cut| part(&(0..m), cut.item, blocks);
+        let panels = |cut: Cut| cut.of(&(0..b.panels()));
+        (cpu.pool).for_each_cut(blocks, last_pieces(b), &packer, &|packer, cut, next| {
+            let next = next.map(|cut| Next {
+                rows: rows(cut),
+                b,
+                panel: panels(cut).start,
+            });
+            rows_times(isa, out, packer, rows(cut), b, panels(cut), first, next);
         });
     } else {
         (cpu.pool).for_ranges_with(b.panels(), 1, &packer, &|packer, panels| {
@@ -118,6 +137,8 @@ pub(crate) fn block_rows(b: &Packed) -> usize {
 pub(crate) struct Next<'a> {
     pub(crate) rows: Range<usize>,
     pub(crate) b: &'a Packed,
+    /// The first panel.
+    pub(crate) panel: usize,
 }
 
 /// Rows `rows` of y and columns of `panels`: the serial core of every product with a packed matrix.
@@ -155,8 +176,9 @@ pub(crate) fn rows_times(
         let then = match (parts().nth(idx + 1), &next) {
             (Some(part), _) => Some((rows.clone(), part, panels_of(part).start)),
             (None, Some(next)) => {
-                let part = &next.b.parts()[0];
-                Some((next.rows.clone(), part, part.first_panel))
+                let mut parts = next.b.parts().iter();
+                let part = parts.find(|part| next.panel < part.end_panel());
+                part.map(|part| (next.rows.clone(), part, next.panel))
             }
             (None, None) => None,
         };
@@ -269,7 +291,8 @@ unsafe fn rows_times_as<K: Kernel>(
             }
             (None, None) => (None, None),
         };
-        let next = next.filter(|_| plan.works_aside && kernel.works_aside());
+        // The rest of the same rows needs no packing.
+        let next = next.filter(|next| *next != block && plan.works_aside && kernel.works_aside());
         let tiles = panels.len() * plan.tiles(&block);
         let packing = packer.packing(kernel, next.as_ref(), tiles);
         let mut panel = panels.start;

@@ -39,6 +39,7 @@ pub fn matmul_symmetric(cpu: &Cpu, y: &mut [f32], x: &[f32], b: &Packed) {
         let next = pool.next_of(idx, count).map(|idx| Next {
             rows: block(idx),
             b,
+            panel: 0,
         });
         rows_times(isa, out, packer, rows, b, panels, Chain::Start, next);
     });
