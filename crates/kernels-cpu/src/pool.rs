@@ -1,7 +1,7 @@
 //! Worker threads, and a barrier that spins before it parks.
 //!
 //! `run(f)` calls `f(0)`, `f(1)`, ... once on each thread and returns when all are done. `for_each`,
-//! `for_each`, `for_ranges` and `for_each_cut` cut the work into pieces. Each thread has its share of them, the same one whenever
+//! `for_ranges` and `for_each_cut` cut the work into pieces. Each thread has its share of them, the same one whenever
 //! the same work comes again, so that what it wrote last time is in its own cache; who has done their own takes what
 //! is left of the others'. They end when the pieces are done: a worker that was not there, because something else
 //! has its core, is not waited for, and finds the region closed. Who computes what is therefore chance in the end;
@@ -294,7 +294,7 @@ impl Pool {
             true => pieces.max(1),
             false => 1,
         };
-        // Each thread's part has as many more, so its items are those that it has uncut.
+        // Each thread's part is longer by as many, so its items are the same as uncut.
         let all = count + threads * (pieces - 1);
         let cut = |idx: usize| {
             let is_in = |&owner: &usize| part(&(0..all), owner, threads).contains(&idx);

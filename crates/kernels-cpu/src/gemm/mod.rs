@@ -49,7 +49,7 @@ use pack::{Factors, Part};
 use plan::{Block, Plan, pass_steps};
 use std::ops::Range;
 
-/// Ranges of columns into which the last block of each thread is cut, so that all end at the same time. Each has the
+/// Ranges of columns into which the last block of each thread is cut, so that little is left to wait for. Each has the
 /// block's rows, which are packed again where the depth is in stretches: that is little for floats, and too much for
 /// integers, to which they are rounded (docs/LOG.md).
 fn last_pieces(b: &Packed) -> usize {
