@@ -10,6 +10,7 @@
 
 use crate::Cpu;
 use crate::pool::SharedMut;
+use crate::row;
 use crate::simd::Simd;
 use std::ops::Range;
 
@@ -207,7 +208,7 @@ pub fn forward(
     check(shape, t, q.len(), k.len(), rstd.len(), qkv.len());
     let isa = cpu.isa();
     let (q, k, rstd) = (SharedMut::new(q), SharedMut::new(k), SharedMut::new(rstd));
-    cpu.pool.for_ranges(t, 1, &|tokens| {
+    cpu.pool.for_ranges(t, row::grain(shape.qkv_size()), &|tokens| {
         dispatch!(isa, forward_rows(q: SharedMut<f32>, k: SharedMut<f32>, rstd: SharedMut<f32>, qkv: &[f32], gains: Option<Gains>, positions: &[u32], rope: Option<&RopeTable>, shape: HeadShape, eps: f32, tokens: Range<usize>));
     });
 }
