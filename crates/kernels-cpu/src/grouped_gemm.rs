@@ -7,11 +7,14 @@
 //! written out. Groups may be empty. The bits of a row are those of `gemm::matmul`.
 
 use crate::gemm::{
-    Half, Next, Packed, Packer, Rows, block_rows, first_chain, groups_tn, rows_times,
+    Half, Next, Packed, Packer, Rows, block_rows, first_chain, groups_tn, last_pieces, rows_times,
 };
-use crate::pool::{SharedMut, part};
+use crate::pool::{Cut, SharedMut, part};
 use crate::{Compute, Cpu, Store};
 use std::ops::Range;
+
+/// Rows that a piece of a block has at least, on average: each piece reads the panels.
+const MIN_PIECE_ROWS: usize = 32;
 
 /// Rows `offsets[e]..offsets[e+1]` of y (N, n) = the same rows of x (or those that `rows` names) times
 /// `b[e]`. Rows before the first offset are left as they are. A group without rows needs no matrix.
@@ -65,26 +68,19 @@ pub fn grouped_matmul(
             (0..count).map(move |idx| (e, part(&group(e), idx, count)))
         };
         let blocks: Vec<(usize, Range<usize>)> = used.iter().flat_map(blocks).collect();
-        (cpu.pool).for_each_with(blocks.len(), &packer, &|packer, idx| {
-            let (e, block) = blocks[idx].clone();
-            let next = cpu.pool.next_of(idx, blocks.len()).map(|idx| {
-                let (e, rows) = blocks[idx].clone();
-                Next {
-                    rows,
-                    b: matrix(e),
-                    panel: 0,
-                }
+        // The last ones are cut by rows, since the panels of a group are few; into pieces of some tiles.
+        let pieces = last_pieces(first).min(total / blocks.len().max(1) / MIN_PIECE_ROWS);
+        let of = |cut: Cut| {
+            let (e, rows) = &blocks[cut.item];
+            (cut.of(rows), matrix(*e))
+        };
+        (cpu.pool).for_each_cut(blocks.len(), pieces, &packer, &|packer, cut, next| {
+            let next = next.map(|cut| {
+                let (rows, b) = of(cut);
+                Next { rows, b, panel: 0 }
             });
-            rows_times(
-                isa,
-                out,
-                packer,
-                block,
-                matrix(e),
-                0..panels,
-                first_chain,
-                next,
-            );
+            let (rows, b) = of(cut);
+            rows_times(isa, out, packer, rows, b, 0..panels, first_chain, next);
         });
     } else {
         (cpu.pool).for_ranges_with(used.len() * panels, 1, &packer, &|packer, range| {

@@ -49,13 +49,12 @@ use pack::{Factors, Part};
 use plan::{Block, Plan, pass_steps};
 use std::ops::Range;
 
-/// Ranges of columns into which the last block of each thread is cut, so that little is left to wait for. Each has the
-/// block's rows, which are packed again where the depth is in stretches: that is little for floats, and too much for
-/// integers, to which they are rounded (docs/LOG.md).
-fn last_pieces(b: &Packed) -> usize {
+/// Pieces into which the last block of each thread is cut, so that little is left to wait for. Integers are not cut: each
+/// piece makes panels wide, or rounds rows, again (docs/LOG.md).
+pub(crate) fn last_pieces(b: &Packed) -> usize {
     let is_floats = |part: &Part| matches!(part.factors, Factors::Floats(_));
     if b.parts().iter().all(is_floats) {
-        8
+        4
     } else {
         1
     }
@@ -74,6 +73,7 @@ pub fn matmul(cpu: &Cpu, y: &mut [f32], x: &[f32], b: &Packed, store: Store) {
     if m >= 16 * threads {
         let blocks = m.div_ceil(block_rows(b)).next_multiple_of(threads).min(m);
         let rows = |cut: Cut| part(&(0..m), cut.item, blocks);
+        // The last ones are cut by columns: a piece of few rows would read all panels.
         let panels = |cut: Cut| cut.of(&(0..b.panels()));
         (cpu.pool).for_each_cut(blocks, last_pieces(b), &packer, &|packer, cut, next| {
             let next = next.map(|cut| Next {
@@ -175,12 +175,12 @@ pub(crate) fn rows_times(
         let (rows, panels) = (rows.clone(), panels_of(part));
         let then = match (parts().nth(idx + 1), &next) {
             (Some(part), _) => Some((rows.clone(), part, panels_of(part).start)),
-            (None, Some(next)) => {
+            (None, Some(next)) if !next.rows.is_empty() => {
                 let mut parts = next.b.parts().iter();
                 let part = parts.find(|part| next.panel < part.end_panel());
                 part.map(|part| (next.rows.clone(), part, next.panel))
             }
-            (None, None) => None,
+            (None, _) => None,
         };
         let then = then.map(|(rows, then, panel)| Then {
             rows: (then.factors == part.factors).then_some(rows),
