@@ -239,10 +239,15 @@ impl Pool {
     /// The item of `for_each` that a thread probably takes after `idx`: it has its part of the `count` items, unless
     /// others take over some of them.
     pub fn next_of(&self, idx: usize, count: usize) -> Option<usize> {
-        let threads = self.threads();
-        let mut parts = (0..threads).map(|owner| part(&(0..count), owner, threads));
-        let own = parts.find(|part| part.contains(&idx))?;
+        let (_, own) = self.owner_of(idx, count)?;
         Some(idx + 1).filter(|next| own.contains(next))
+    }
+
+    /// The thread whose part of `0..count` has `idx`, and that part.
+    fn owner_of(&self, idx: usize, count: usize) -> Option<(usize, Range<usize>)> {
+        let threads = self.threads();
+        let mut parts = (0..threads).map(|owner| (owner, part(&(0..count), owner, threads)));
+        parts.find(|(_, part)| part.contains(&idx))
     }
 
     /// Cuts `0..len` into contiguous ranges with borders at multiples of `grain`, and calls `f` on each: some
@@ -297,10 +302,9 @@ impl Pool {
         // Each thread's part is longer by as many, so its items are the same as uncut.
         let all = count + threads * (pieces - 1);
         let cut = |idx: usize| {
-            let is_in = |&owner: &usize| part(&(0..all), owner, threads).contains(&idx);
-            let owner = (0..threads).find(is_in).unwrap_or(0);
+            let (owner, own) = self.owner_of(idx, all).expect("an item is in a part");
             let items = part(&(0..count), owner, threads);
-            let nth = idx - part(&(0..all), owner, threads).start;
+            let nth = idx - own.start;
             if nth + 1 < items.len() {
                 Cut {
                     item: items.start + nth,
