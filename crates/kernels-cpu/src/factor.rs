@@ -204,8 +204,13 @@ impl<S: Simd> Factor<S> for F32 {
     }
     #[inline(always)]
     unsafe fn right_of_columns(out: *mut u32, first: *const f32, _: *const f32, width: usize) {
-        // SAFETY: as above.
-        unsafe { std::ptr::copy_nonoverlapping(first.cast(), out, width) }
+        // Not the library's copy: between the steps of a tile a call would cost all registers.
+        // SAFETY: as above; `j + n <= width`.
+        unsafe {
+            for_lanes!(S, width, |j, n| {
+                row::store::<S>(out.add(j).cast(), row::load::<S>(first.add(j), n), n);
+            });
+        }
     }
     #[inline(always)]
     unsafe fn left_of_row(out: *mut u32, x: *const f32, k: usize) {

@@ -1,11 +1,11 @@
 //! What a tile does aside, while it multiplies: it fetches its share of the next panel, packs its share of the rows of
-//! the next block (or fetches rows, where nothing is packed meanwhile), and moves the tile before it into the output.
+//! the next block, and moves the tile before it into the output.
 //!
 //! All of this is done a little at a time, between the steps of its depth. At once it would occupy all that a core can
 //! wait for at a time, and stop the tile until most of it is there. Fetching changes no result, and pointers of what
 //! is fetched may lead anywhere.
 
-use super::{Rows, part};
+use super::Rows;
 use crate::factor::{Factor, LINE};
 use crate::simd::{Fetch, Simd, prefetch};
 use std::cell::Cell;
@@ -172,80 +172,6 @@ impl Aside for ForBlocks<'_> {
     }
 }
 
-/// The most rows that a tile fetches. Tiles share the rows that are packed next; where they are few, some rows are not
-/// fetched.
-const MOST_ROWS: usize = 4;
-
-/// Fetching rows that will be packed, and the output of the next tile.
-#[derive(Clone, Copy)]
-pub(super) struct ForRows {
-    out: Output,
-    rows: [Piece; MOST_ROWS],
-    count: usize,
-}
-
-impl ForRows {
-    /// Share `idx` of `count` of all rows in `later`.
-    #[inline(always)]
-    pub(super) fn share(later: &[Values], idx: usize, count: usize, out: Output) -> ForRows {
-        let nothing = Piece::new(out.ptr, 0);
-        let mut work = ForRows {
-            out,
-            rows: [nothing; MOST_ROWS],
-            count: 0,
-        };
-        let total = later.iter().map(|values| values.rows.len()).sum();
-        let mut share = part(&(0..total), idx, count);
-        for values in later {
-            let len = values.rows.len();
-            for row in share.start..share.end.min(len) {
-                if work.count < MOST_ROWS {
-                    work.rows[work.count] = values.row(row);
-                    work.count += 1;
-                }
-            }
-            share = share.start.saturating_sub(len)..share.end.saturating_sub(len);
-        }
-        work
-    }
-}
-
-impl Aside for ForRows {
-    const IN_ROWS: bool = false;
-
-    #[inline(always)]
-    fn parts<S: Simd, F: Factor<S>>(&mut self, _: usize) -> usize {
-        self.count.max(1)
-    }
-
-    #[inline(always)]
-    fn fetch(&self, _: usize) -> Fetch {
-        self.rows[0].over(1)
-    }
-
-    #[inline(always)]
-    fn begin(
-        &mut self,
-        to: *mut f32,
-        stride: usize,
-        _: usize,
-        _: Option<*mut f32>,
-    ) -> (*mut f32, usize) {
-        (to, stride)
-    }
-
-    #[inline(always)]
-    unsafe fn part<S: Simd, F: Factor<S>>(&mut self, idx: usize, steps: usize, fetch: &mut Fetch) {
-        if idx == 0 {
-            self.out.fetch::<S>();
-        }
-        *fetch = self.rows[idx].over(steps);
-    }
-
-    #[inline(always)]
-    fn end(&mut self, _: Fetch) {}
-}
-
 /// `rows` rows of output, two vectors each, `stride` apart.
 #[derive(Clone, Copy)]
 pub(super) struct Output {
@@ -256,7 +182,7 @@ pub(super) struct Output {
 
 impl Output {
     #[inline(always)]
-    fn fetch<S: Simd>(self) {
+    pub(super) fn fetch<S: Simd>(self) {
         for row in 0..self.rows {
             self.fetch_row::<S>(row);
         }
@@ -439,23 +365,7 @@ impl<'a> Packing<'a> {
     }
 }
 
-/// Values that will be packed.
-pub(super) struct Values<'a> {
-    pub(super) of: Rows<'a>,
-    pub(super) rows: Range<usize>,
-    pub(super) columns: Range<usize>,
-}
-
-impl Values<'_> {
-    /// Those of row `idx` among these rows.
-    #[inline(always)]
-    fn row(&self, idx: usize) -> Piece {
-        let row = &self.of.row(self.rows.start + idx)[self.columns.clone()];
-        Piece::new(row.as_ptr(), row.len())
-    }
-}
-
-/// Bytes in a row.
+/// Bytes, one after another.
 #[derive(Clone, Copy)]
 pub(super) struct Piece {
     ptr: *const u8,
@@ -474,7 +384,7 @@ impl Piece {
 
     /// All of it in `steps` steps.
     #[inline(always)]
-    fn over(self, steps: usize) -> Fetch {
+    pub(super) fn over(self, steps: usize) -> Fetch {
         Fetch {
             ptr: self.ptr,
             bytes: self.bytes.div_ceil(steps.max(1)),

@@ -21,6 +21,7 @@
 
 mod aside;
 mod blocks;
+mod columns;
 mod left;
 mod micro;
 mod pack;

@@ -3,10 +3,11 @@
 //!
 //! Rows are taken in stretches of [`stretch_steps`] steps (one row; two where pairs of bf16 have an instruction) from
 //! the first row of the group; the sum of a stretch is one chain from zero, in the order of the rows, and is added to c once.
-//! Both sides are packed as they are read: some tiles of a and some panels of b at a time. Then each tile meets all
-//! these panels.
+//! Some columns of a and some panels of b are packed together, and each tile meets all these panels. Tiles pack the
+//! tiles and panels that come after them, a little each ([`super::columns`]).
 
-use super::aside::{ForRows, Output, Values};
+use super::aside::Output;
+use super::columns::{Columns, ForColumns};
 use super::left::{Rows, Scratch};
 use super::micro::{self, Chain, Floats, Tiles};
 use crate::factor::{Factor, LINE, Left, dispatch_own_factors, lanes};
@@ -21,12 +22,17 @@ const fn stretch_steps<S: Simd>() -> usize {
     (6 << 10) / (2 * S::LANES)
 }
 
-/// Words of a that are packed at a time, and of b: together they stay in a second-level cache of 1 MiB.
+/// Words of a that are packed together, and of b. The first and twice the second stay in a second-level cache of 1 MiB.
 const LEFT_WORDS: usize = 104 << 10;
-const RIGHT_WORDS: usize = 72 << 10;
+const RIGHT_WORDS: usize = 48 << 10;
 
-/// Packed tiles of a that lie side by side, step by step: whole vectors on every instruction set.
+/// Tiles of a that lie side by side, step by step: whole vectors on every instruction set.
 const SIDE: usize = 4;
+
+/// Columns of a that lie side by side.
+pub(super) const fn side<S: Simd>() -> usize {
+    SIDE * S::TILE_ROWS
+}
 
 /// c (p, q) += a (m, p)^T b (m, q); p and q follow from the lengths.
 pub fn matmul_tn(cpu: &Cpu, compute: Compute, c: &mut [f32], a: &[f32], b: &[f32], m: usize) {
@@ -76,7 +82,7 @@ pub(crate) fn groups_tn(
         let panels = part(&(0..panels), piece % across, across);
         let work = part(&(0..total), piece / across, pieces);
         let mut done = 0;
-        for e in 0..groups {
+        let mut parts = (0..groups).map(|e| {
             let rows = rows(e);
             // The border falls on the same column for both pieces that share it.
             let column = |at: usize| {
@@ -89,12 +95,24 @@ pub(crate) fn groups_tn(
             };
             let cols = column(work.start)..column(work.end);
             done += rows.len() * p;
-            if !rows.is_empty() && !cols.is_empty() && !panels.is_empty() {
-                let c = out.offset(e * p * q);
-                group_tn(isa, compute, c, a, b, half, rows, cols, panels.clone());
+            Part {
+                c: out.offset(e * p * q),
+                rows,
+                cols,
             }
+        });
+        if !panels.is_empty() {
+            parts_tn(isa, compute, a, b, half, &mut parts, panels);
         }
     });
+}
+
+/// Columns of a group.
+struct Part {
+    /// The group's c.
+    c: SharedMut<f32>,
+    rows: Range<usize>,
+    cols: Range<usize>,
 }
 
 /// How many pieces the columns of a are cut into, and those of b: each piece packs its columns of both, and of all
@@ -107,158 +125,220 @@ fn cut(p: usize, q: usize, threads: usize) -> (usize, usize) {
 }
 
 /// Borders between pieces lie at multiples of this many columns of a.
-const BORDER: usize = 12;
+const BORDER: usize = 4;
 
-/// The rows of c that are `cols` of a, the columns that are `panels` of b: the serial core.
-fn group_tn(
+/// The rows of c that are columns of `parts`, the columns that are `panels` of b: the serial core.
+fn parts_tn(
     isa: Isa,
     compute: Compute,
-    c: SharedMut<f32>,
     a: Rows,
     b: Rows,
     half: Half,
-    rows: Range<usize>,
-    cols: Range<usize>,
+    parts: &mut dyn Iterator<Item = Part>,
     panels: Range<usize>,
 ) {
     dispatch_own_factors!(
         isa,
         compute,
-        group_tn_of(
-            c: SharedMut<f32>,
+        parts_tn_of(
             a: Rows,
             b: Rows,
             half: Half,
-            rows: Range<usize>,
-            cols: Range<usize>,
+            parts: &mut dyn Iterator<Item = Part>,
             panels: Range<usize>,
         )
     );
 }
 
-#[inline(always)]
-unsafe fn group_tn_of<S: Simd, F: Factor<S>>(
+/// A stretch of the rows of a part, and some panels.
+struct Block {
     c: SharedMut<f32>,
-    a: Rows,
-    b: Rows,
     half: Half,
     rows: Range<usize>,
     cols: Range<usize>,
     panels: Range<usize>,
-) {
-    let (nr, most) = (2 * S::LANES, stretch_steps::<S>());
-    let (tile_words, panel_words) = (most * S::TILE_ROWS, most * nr);
-    let (left_tiles, right_panels) = (LEFT_WORDS / tile_words, RIGHT_WORDS / panel_words);
-    let tiles = 0..cols.len().div_ceil(S::TILE_ROWS);
-    let left_blocks = tiles.len().div_ceil(left_tiles);
-    let right_blocks = panels.len().div_ceil(right_panels);
-    let mut scratch = Scratch::take();
-    let memory = &mut *scratch;
-    let groups = tiles.len().min(left_tiles).div_ceil(SIDE);
-    (memory.left).reserve(groups * apart(SIDE * tile_words));
-    (memory.right).reserve(panels.len().min(right_panels) * apart(panel_words));
-    let (left, right) = (memory.left.as_mut_ptr(), memory.right.as_mut_ptr());
-    let stretch_from = |start: usize| start..rows.end.min(start + most * F::STEP);
-    let columns_of_a = |i: usize| {
-        let tiles = part(&tiles, i, left_blocks);
-        let column = |tile: usize| cols.end.min(cols.start + tile * S::TILE_ROWS);
-        column(tiles.start)..column(tiles.end)
-    };
-    let columns_of_b = |j: usize| {
-        let panels = part(&panels, j, right_blocks);
-        panels.start * nr..b.width.min(panels.end * nr)
-    };
-    for start in rows.clone().step_by(most * F::STEP) {
-        let stretch = stretch_from(start);
-        for i in 0..left_blocks {
-            let cols = columns_of_a(i);
-            // SAFETY: the scratch has room for the tiles of a block, as many steps each as a stretch has.
-            unsafe { pack_left::<S, F>(left, a, &stretch, cols.clone()) };
-            for j in 0..right_blocks {
-                let panels = part(&panels, j, right_blocks);
-                // What is packed next, of a and of b.
-                let (next_a, next_b) = if j + 1 < right_blocks {
-                    (None, Some((stretch.clone(), j + 1)))
-                } else if i + 1 < left_blocks {
-                    let first = (right_blocks > 1).then(|| (stretch.clone(), 0));
-                    (Some((stretch.clone(), i + 1)), first)
-                } else {
-                    let first = (stretch.end < rows.end).then(|| (stretch_from(stretch.end), 0));
-                    (first.clone(), first)
-                };
-                let later = [
-                    values(a, next_a, columns_of_a),
-                    values(b, next_b, columns_of_b),
-                ];
-                // SAFETY: as above, for the panels; rows `cols` and columns `panels` of c belong to this thread.
-                unsafe {
-                    if i == 0 || right_blocks > 1 {
-                        pack_right::<S, F>(right, b, &stretch, columns_of_b(j));
-                    }
-                    let steps = stretch.len().div_ceil(F::STEP);
-                    packed_times::<S, F>(
-                        c, half, b.width, left, right, steps, &cols, &panels, &later,
-                    );
-                }
-            }
-        }
+    /// Whether these are the first panels that the stretch meets.
+    is_first: bool,
+}
+
+impl Block {
+    /// Tiles of a that lie side by side, from column `col` on.
+    #[inline(always)]
+    fn side<S: Simd>(&self, col: usize) -> Range<usize> {
+        col..self.cols.end.min(col + side::<S>())
+    }
+
+    /// The panels that a tile meets whose first column of a is `col`.
+    #[inline(always)]
+    fn met<S: Simd>(&self, col: usize) -> Range<usize> {
+        let end = match self.half {
+            Half::Both => self.panels.end,
+            Half::Lower => (col + S::TILE_ROWS).div_ceil(2 * S::LANES),
+        };
+        self.panels.start..self.panels.end.min(end).max(self.panels.start)
+    }
+
+    /// Tiles of columns `cols`.
+    #[inline(always)]
+    fn tiles<S: Simd>(&self, cols: Range<usize>) -> usize {
+        let met = |col| self.met::<S>(col).len();
+        cols.step_by(S::TILE_ROWS).map(met).sum()
     }
 }
 
-/// Columns of a stretch of rows, if any: those of the block that stands beside it.
 #[inline(always)]
-fn values(
-    of: Rows,
-    block: Option<(Range<usize>, usize)>,
-    columns: impl Fn(usize) -> Range<usize>,
-) -> Values {
-    let (rows, columns) = match block {
-        Some((rows, idx)) => (rows, columns(idx)),
-        None => (0..0, 0..0),
+unsafe fn parts_tn_of<S: Simd, F: Factor<S>>(
+    a: Rows,
+    b: Rows,
+    half: Half,
+    parts: &mut dyn Iterator<Item = Part>,
+    panels: Range<usize>,
+) {
+    debug_assert_eq!(F::PARTS, 1, "both sides are packed alike");
+    let (nr, most) = (2 * S::LANES, stretch_steps::<S>());
+    let (left_apart, right_apart) = (apart(most * side::<S>()), apart(most * nr));
+    let count = panels.len().div_ceil(RIGHT_WORDS / (most * nr));
+    let right_words = panels.len().div_ceil(count) * right_apart;
+    let sides = a
+        .width
+        .div_ceil(side::<S>())
+        .min(LEFT_WORDS / (most * side::<S>()));
+    let mut scratch = Scratch::take();
+    let memory = &mut *scratch;
+    memory.left.reserve((sides + 1) * left_apart);
+    memory.right.reserve(2 * right_words);
+    let (left, right) = (memory.left.as_mut_ptr(), memory.right.as_mut_ptr());
+    // The panels have two places, in turns. So have the first tiles, since they are packed while the last are
+    // multiplied, which may be the same; the others lie between.
+    let right = |turn: usize| right.wrapping_add(turn * right_words);
+    let left = |turn: usize, nth: usize| {
+        let place = if nth == 0 { turn * sides } else { nth };
+        left.wrapping_add(place * left_apart)
     };
-    Values { of, rows, columns }
+    let pack_left = |block: &Block, cols: Range<usize>, out: *mut u32, tiles: usize| {
+        let rows = block.rows.clone();
+        Columns::new::<S, F>(a, rows, cols, side::<S>(), (out, 0), tiles)
+    };
+    let pack_right = |block: &Block, out: *mut u32, tiles: usize| {
+        let cols = block.panels.start * nr..b.width.min(block.panels.end * nr);
+        Columns::new::<S, F>(b, block.rows.clone(), cols, nr, (out, right_apart), tiles)
+    };
+    let nothing = |of| Columns::new::<S, F>(of, 0..0, 0..0, nr, (std::ptr::null_mut(), 0), 1);
+
+    let step = most * F::STEP;
+    let parts = parts.filter(|part| !part.rows.is_empty() && !part.cols.is_empty());
+    let mut blocks = parts.flat_map(|Part { c, rows, cols }| {
+        let panels = panels.clone();
+        let (all, stretches) = (cols.len().div_ceil(side::<S>()), rows.len().div_ceil(step));
+        let cuts = all.div_ceil(sides);
+        (0..cuts * stretches * count).map(move |nth| {
+            let start = rows.start + nth / count % stretches * step;
+            let sides = part(&(0..all), nth / count / stretches, cuts);
+            let column = |side: usize| cols.end.min(cols.start + side * self::side::<S>());
+            Block {
+                c,
+                half,
+                rows: start..rows.end.min(start + step),
+                cols: column(sides.start)..column(sides.end),
+                panels: part(&panels, nth % count, count),
+                is_first: nth.is_multiple_of(count),
+            }
+        })
+    });
+    let mut block = blocks.next();
+    let (mut left_turn, mut right_turn) = (0, 0);
+    if let Some(first) = &block {
+        let cols = first.side::<S>(first.cols.start);
+        // SAFETY: there is room for a stretch of all columns that are packed together (so for all of them below).
+        unsafe {
+            pack_left(first, cols, left(0, 0), 1).finish::<S, F>(side::<S>());
+            pack_right(first, right(0), 1).finish::<S, F>(nr);
+        }
+    }
+    while let Some(now) = block {
+        let next = blocks.next();
+        let tiles = now.tiles::<S>(now.cols.clone());
+        let next_right = match &next {
+            Some(next) => pack_right(next, right(1 - right_turn), tiles),
+            None => nothing(b),
+        };
+        for (nth, col) in now.cols.clone().step_by(side::<S>()).enumerate() {
+            let cols = now.side::<S>(col);
+            let tiles = now.tiles::<S>(cols.clone());
+            // With the first panels of a stretch all its tiles are packed; then they are there.
+            let next_left = match &next {
+                _ if now.is_first && cols.end < now.cols.end => pack_left(
+                    &now,
+                    now.side::<S>(cols.end),
+                    left(left_turn, nth + 1),
+                    tiles,
+                ),
+                Some(next) if next.is_first && cols.end == now.cols.end => {
+                    let cols = next.side::<S>(next.cols.start);
+                    pack_left(next, cols, left(1 - left_turn, 0), tiles)
+                }
+                _ => nothing(a),
+            };
+            let packed = (
+                left(left_turn, nth).cast_const(),
+                right(right_turn).cast_const(),
+            );
+            // SAFETY: rows `cols` and columns `panels` of c belong to this thread.
+            unsafe {
+                let next = (&next_left, &next_right);
+                packed_times::<S, F>(&now, b.width, packed, cols, next);
+                next_left.finish::<S, F>(side::<S>());
+            }
+        }
+        // SAFETY: as above.
+        unsafe { next_right.finish::<S, F>(nr) };
+        right_turn = 1 - right_turn;
+        if next.as_ref().is_some_and(|next| next.is_first) {
+            left_turn = 1 - left_turn;
+        }
+        block = next;
+    }
 }
 
-/// Words from one packed panel to the next, or one group of tiles: a cache line more than they have, since they are
-/// written side by side and would all fall into the same set of the cache.
+/// Words from one packed panel to the next: a cache line more than it has, since they are written side by side and
+/// would all fall into the same set of the cache.
 const fn apart(words: usize) -> usize {
     words + LINE
 }
 
-/// Packed columns `cols` of a with packed `panels` of b, over `steps` steps, added to c of `q` columns. A tile of a
-/// meets all panels before the next: so c is written along its rows, as the processor expects. Of the rows in `later`
-/// each tile fetches its share.
+/// Columns `cols` of a with the panels of a block, both packed, added to c of `q` columns. A tile of a meets all panels
+/// before the next: so c is written along its rows, as the processor expects. Each tile packs its share of `next`.
 #[inline(always)]
 unsafe fn packed_times<S: Simd, F: Factor<S>>(
-    c: SharedMut<f32>,
-    half: Half,
+    block: &Block,
     q: usize,
-    left: *const u32,
-    right: *const u32,
-    steps: usize,
-    cols: &Range<usize>,
-    panels: &Range<usize>,
-    later: &[Values],
+    (left, right): (*const u32, *const u32),
+    cols: Range<usize>,
+    (next_left, next_right): (&Columns, &Columns),
 ) {
-    let tiles = cols.len().div_ceil(S::TILE_ROWS) * panels.len();
-    let (nr, side) = (2 * S::LANES, SIDE * S::TILE_ROWS);
-    for (tile, col) in cols.clone().step_by(S::TILE_ROWS).enumerate() {
-        let group = tile / SIDE * apart(side * steps);
-        for panel in panels.clone() {
-            if half == Half::Lower && panel * nr >= col + S::TILE_ROWS {
-                break;
-            }
+    let nr = 2 * S::LANES;
+    let steps = block.rows.len().div_ceil(F::STEP);
+    for col in cols.clone().step_by(S::TILE_ROWS) {
+        let rows = (cols.end - col).min(S::TILE_ROWS);
+        for panel in block.met::<S>(col) {
+            let right =
+                right.wrapping_add((panel - block.panels.start) * apart(nr * stretch_steps::<S>()));
+            let out = block.c.ptr().wrapping_add(col * q + panel * nr);
+            // Along the rows, then the rows below, then the panels that follow.
+            let next = if panel + 1 < block.met::<S>(col).end {
+                (col, panel + 1)
+            } else if col + S::TILE_ROWS < block.cols.end {
+                (col + S::TILE_ROWS, block.panels.start)
+            } else {
+                (block.cols.start, block.panels.end)
+            };
+            let next = Output {
+                ptr: (block.c.ptr()).wrapping_add(next.0 * q + next.1 * nr),
+                rows: S::TILE_ROWS,
+                stride: q,
+            };
             // SAFETY: forwarded to the caller.
             unsafe {
-                let right = right.add((panel - panels.start) * apart(nr * steps));
-                let out = c.ptr().add(col * q + panel * nr);
-                let rows = (cols.end - col).min(S::TILE_ROWS);
-                let next = Output {
-                    ptr: out.wrapping_add(nr),
-                    rows,
-                    stride: q,
-                };
-                let idx = tile * panels.len() + panel - panels.start;
                 micro::tiles::<S, Floats<S, F>, _>(&mut Tiles {
                     count: 1,
                     rows,
@@ -266,110 +346,18 @@ unsafe fn packed_times<S: Simd, F: Factor<S>>(
                     panels: 1,
                     steps,
                     left: Left {
-                        ptr: left.add(group + tile % SIDE * S::TILE_ROWS),
+                        ptr: left.wrapping_add(col - cols.start),
                         row_stride: 1,
-                        part_stride: side,
+                        part_stride: side::<S>(),
                     },
                     right,
                     out,
                     stride: q,
                     chain: Chain::AddOnce,
                     fine: false,
-                    aside: ForRows::share(later, idx, tiles, next),
+                    aside: ForColumns::share(next_left, next_right, next),
                 });
             }
         }
     }
-}
-
-/// The two rows of step `step` of a stretch, from column `col` on; the second is null where there is none.
-#[inline(always)]
-fn rows_of_step<S: Simd, F: Factor<S>>(
-    from: Rows,
-    stretch: &Range<usize>,
-    step: usize,
-    cols: &Range<usize>,
-) -> (*const f32, *const f32) {
-    let i = stretch.start + step * F::STEP;
-    let second = if F::STEP == 2 && i + 1 < stretch.end {
-        from.row(i + 1)[cols.clone()].as_ptr()
-    } else {
-        std::ptr::null()
-    };
-    (from.row(i)[cols.clone()].as_ptr(), second)
-}
-
-/// Columns `cols` of the rows in `stretch` as panels, each `[step][column]`, zeros for what the last lacks.
-#[inline(always)]
-unsafe fn pack_right<S: Simd, F: Factor<S>>(
-    out: *mut u32,
-    from: Rows,
-    stretch: &Range<usize>,
-    cols: Range<usize>,
-) {
-    let (steps, width) = (stretch.len().div_ceil(F::STEP), 2 * S::LANES);
-    let (whole, rest) = (cols.len() / width, cols.len() % width);
-    for step in 0..steps {
-        let (first, second) = rows_of_step::<S, F>(from, stretch, step, &cols);
-        for panel in 0..whole {
-            // SAFETY: the rows were sliced to `cols`; `out` has room by the contract of this function.
-            unsafe {
-                let out = out.add(panel * apart(width * steps) + step * width);
-                F::right_of_columns(
-                    out,
-                    first.add(panel * width),
-                    after(second, panel * width),
-                    width,
-                );
-            }
-        }
-        if rest > 0 {
-            // SAFETY: as above.
-            unsafe {
-                let out = out.add(whole * apart(width * steps) + step * width);
-                F::right_of_columns(
-                    out,
-                    first.add(whole * width),
-                    after(second, whole * width),
-                    rest,
-                );
-                std::slice::from_raw_parts_mut(out.add(rest), width - rest).fill(0);
-            }
-        }
-    }
-}
-
-/// Columns `cols` of the rows in `stretch` as tiles, each `[step][column]`; what the last lacks is left as it is.
-#[inline(always)]
-unsafe fn pack_left<S: Simd, F: Factor<S>>(
-    out: *mut u32,
-    from: Rows,
-    stretch: &Range<usize>,
-    cols: Range<usize>,
-) {
-    let (steps, width) = (stretch.len().div_ceil(F::STEP), SIDE * S::TILE_ROWS);
-    let (whole, rest) = (cols.len() / width, cols.len() % width);
-    for step in 0..steps {
-        let (first, second) = rows_of_step::<S, F>(from, stretch, step, &cols);
-        for group in 0..=whole {
-            let at = group * width;
-            // SAFETY: the rows were sliced to `cols`; `out` has room by the contract of this function.
-            unsafe {
-                let out = out.add(group * apart(width * steps) + step * width);
-                let (first, second) = (first.add(at), after(second, at));
-                if group < whole {
-                    F::left_of_columns(out, width, first, second, width);
-                } else if rest > 0 {
-                    F::left_of_columns(out, width, first, second, rest);
-                }
-            }
-        }
-    }
-}
-
-/// `p` advanced, or null.
-#[inline(always)]
-unsafe fn after(p: *const f32, by: usize) -> *const f32 {
-    // SAFETY: forwarded to the caller.
-    if p.is_null() { p } else { unsafe { p.add(by) } }
 }
