@@ -317,8 +317,10 @@ fn gradients_of_weights_equal_the_exact_sums() {
         (512, 14, 8),
         (513, 100, 20),
         (1030, 9, 700),
-        // More than is packed at a time, of both sides and by each of two threads.
+        // More than is packed at a time, of both sides and by each of two threads; and several stretches of each.
         (2, 1120, 400),
+        (400, 230, 300),
+        (200, 1120, 40),
     ];
     for isa in Isa::available() {
         for (compute, (m, p, q)) in COMPUTES.into_iter().flat_map(|c| sizes.map(|s| (c, s))) {
