@@ -121,7 +121,7 @@ pub struct InPlace {
 
 /// Units wherever they stand. Here the bound is not proved: it takes what a unit reads and what it writes for unrelated
 /// in models that are unrelated. Dimensions of embeddings that were learned from one language are not quite (8 of 192
-/// agree where chance gives one: docs/LOG.md). So more than half of the units must agree as well.
+/// agree where chance gives one: docs/LOG-models.md). So more than half of the units must agree as well.
 #[derive(Clone, Debug, Serialize)]
 pub struct InAnyOrder {
     /// Layers, experts or heads.

@@ -36,7 +36,7 @@ use learn::Words;
 /// On text in six languages a tenth brings nearly all that superwords can bring to a vocabulary of
 /// 8,192 to 32,768: later shares learn the same tokens, because the second stage takes words too where
 /// those are more frequent. A vocabulary too small for its words gains nothing. From 65,536 on it is
-/// about the share that K-EXAONE publishes. The figures are in docs/LOG.md.
+/// about the share that K-EXAONE publishes. The figures are in docs/LOG-models.md.
 pub fn superword_share(vocab_size: usize) -> f64 {
     match vocab_size {
         0..4096 => 0.0,
