@@ -1,6 +1,7 @@
 //! AVX2 with FMA and F16C: eight lanes.
 
-use crate::simd::Simd;
+use super::steps;
+use crate::simd::{Fetch, Simd};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 
@@ -51,6 +52,7 @@ impl Simd for Avx2 {
     const ISA: crate::Isa = crate::Isa::Avx2;
     const LANES: usize = 8;
     const TILE_ROWS: usize = 6;
+    const FMA_STEPS: usize = steps::STEPS_256;
     type V = __m256;
     const PAIR_PARTS: usize = 2;
     type P = __m256;
@@ -126,6 +128,17 @@ impl Simd for Avx2 {
     unsafe fn fma(a: __m256, b: __m256, c: __m256) -> __m256 {
         // SAFETY: as above.
         unsafe { _mm256_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    unsafe fn fma_steps<const R: usize>(
+        sums: &mut [[__m256; 2]; R],
+        rows: *const f32,
+        row_stride: usize,
+        columns: *const f32,
+        fetch: &mut Fetch,
+    ) {
+        // SAFETY: as above.
+        unsafe { steps::of_256(sums, rows, row_stride, columns, fetch) }
     }
     #[inline(always)]
     unsafe fn max(a: __m256, b: __m256) -> __m256 {

@@ -1,10 +1,10 @@
 //! AVX-512 (F, BW, DQ, VL, VNNI), with or without BF16 dot products: sixteen lanes.
 
+use super::steps;
 use crate::simd::{Fetch, Simd};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 
-mod steps;
 mod sums;
 
 /// AVX-512 with multiply-adds of widened values.
@@ -43,7 +43,7 @@ macro_rules! avx512 {
             const ISA: crate::Isa = crate::Isa::$name;
             const LANES: usize = 16;
             const TILE_ROWS: usize = 12;
-            const FMA_STEPS: usize = steps::STEPS;
+            const FMA_STEPS: usize = steps::STEPS_512;
             type V = __m512;
             const PAIR_PARTS: usize = $parts;
             type P = $pairs;
@@ -128,7 +128,7 @@ macro_rules! avx512 {
                 fetch: &mut Fetch,
             ) {
                 // SAFETY: as above.
-                unsafe { steps::fma_steps(sums, rows, row_stride, columns, fetch) }
+                unsafe { steps::of_512(sums, rows, row_stride, columns, fetch) }
             }
             #[inline(always)]
             unsafe fn max(a: __m512, b: __m512) -> __m512 {

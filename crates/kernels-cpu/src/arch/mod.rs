@@ -7,6 +7,8 @@ pub mod avx512;
 #[cfg(target_arch = "aarch64")]
 pub mod neon;
 pub mod portable;
+#[cfg(target_arch = "x86_64")]
+mod steps;
 
 #[cfg(test)]
 mod tests;

@@ -111,6 +111,12 @@ impl<'a> Columns<'a> {
         }
     }
 
+    /// The most that the next tile is given.
+    #[inline(always)]
+    pub(super) fn most(&self) -> usize {
+        self.share.min(self.left.get())
+    }
+
     /// Gives a tile what it packs: so many steps of panels.
     #[inline(always)]
     pub(super) fn give(&self) -> usize {
@@ -186,26 +192,30 @@ impl<'a> Columns<'a> {
 pub(super) struct ForColumns<'a> {
     left: &'a Columns<'a>,
     right: &'a Columns<'a>,
-    /// Steps that this tile packs of each.
+    /// Where the tile after these writes.
+    after: *mut f32,
+    /// Steps that a tile packs of each.
     of_left: usize,
     of_right: usize,
+    /// What is fetched: the output of the next tile.
     out: Output,
 }
 
 impl<'a> ForColumns<'a> {
-    /// Of the next tile `out` is fetched.
+    /// `after` is the output of the tile after these.
     #[inline(always)]
-    pub(super) fn share(
+    pub(super) fn new(
         left: &'a Columns<'a>,
         right: &'a Columns<'a>,
-        out: Output,
+        after: Output,
     ) -> ForColumns<'a> {
         ForColumns {
-            of_left: left.give(),
-            of_right: right.give(),
             left,
             right,
-            out,
+            after: after.ptr,
+            of_left: 0,
+            of_right: 0,
+            out: after,
         }
     }
 }
@@ -215,7 +225,7 @@ impl Aside for ForColumns<'_> {
 
     #[inline(always)]
     fn parts<S: Simd, F: Factor<S>>(&mut self, _: usize) -> usize {
-        (self.of_left + self.of_right).max(1)
+        (self.left.most() + self.right.most()).max(1)
     }
 
     #[inline(always)]
@@ -230,8 +240,11 @@ impl Aside for ForColumns<'_> {
         to: *mut f32,
         stride: usize,
         _: usize,
-        _: Option<*mut f32>,
+        next: Option<*mut f32>,
     ) -> (*mut f32, usize) {
+        self.of_left = self.left.give();
+        self.of_right = self.right.give();
+        self.out.ptr = next.unwrap_or(self.after);
         (to, stride)
     }
 

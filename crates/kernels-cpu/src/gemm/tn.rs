@@ -3,8 +3,8 @@
 //!
 //! Rows are taken in stretches of [`stretch_steps`] steps (one row; two where pairs of bf16 have an instruction) from
 //! the first row of the group; the sum of a stretch is one chain from zero, in the order of the rows, and is added to c once.
-//! Some columns of a and some panels of b are packed together, and each tile meets all these panels. Tiles pack the
-//! tiles and panels that come after them, a little each ([`super::columns`]).
+//! Some columns of a and some panels of b are packed together, and each tile meets all these panels, alone or together
+//! with those beside it. Tiles pack the tiles and panels that come after them, a little each ([`super::columns`]).
 
 use super::aside::Output;
 use super::columns::{Columns, ForColumns};
@@ -16,10 +16,11 @@ use crate::simd::Simd;
 use crate::{Compute, Cpu, Isa};
 use std::ops::Range;
 
-/// Steps of a stretch: a panel of b and a tile of a take two thirds of a first-level cache of 48 KiB. The bits of a
-/// sum depend on it.
+/// Steps of a stretch. With vectors of eight lanes a panel of b and all tiles of a side take two thirds of a first-level
+/// cache of 32 KiB; else a panel and a tile take as much of one of 48 KiB. The bits of a sum depend on it.
 const fn stretch_steps<S: Simd>() -> usize {
-    (6 << 10) / (2 * S::LANES)
+    let panel_words = if S::LANES == 8 { 2 << 10 } else { 6 << 10 };
+    panel_words / (2 * S::LANES)
 }
 
 /// Words of a that are packed together, and of b. The first and twice the second stay in a second-level cache of 1 MiB.
@@ -28,6 +29,12 @@ const RIGHT_WORDS: usize = 48 << 10;
 
 /// Tiles of a that lie side by side, step by step: whole vectors on every instruction set.
 const SIDE: usize = 4;
+
+/// Columns of a that meet a panel before the next does: a tile, or all of a side where the cache holds that.
+const fn group<S: Simd>() -> usize {
+    let tiles = if S::LANES == 8 { SIDE } else { 1 };
+    tiles * S::TILE_ROWS
+}
 
 /// Columns of a that lie side by side.
 pub(super) const fn side<S: Simd>() -> usize {
@@ -168,12 +175,12 @@ impl Block {
         col..self.cols.end.min(col + side::<S>())
     }
 
-    /// The panels that a tile meets whose first column of a is `col`.
+    /// The panels that tiles meet whose last column of a is `col`.
     #[inline(always)]
     fn met<S: Simd>(&self, col: usize) -> Range<usize> {
         let end = match self.half {
             Half::Both => self.panels.end,
-            Half::Lower => (col + S::TILE_ROWS).div_ceil(2 * S::LANES),
+            Half::Lower => (col + 1).div_ceil(2 * S::LANES),
         };
         self.panels.start..self.panels.end.min(end).max(self.panels.start)
     }
@@ -181,8 +188,11 @@ impl Block {
     /// Tiles of columns `cols`.
     #[inline(always)]
     fn tiles<S: Simd>(&self, cols: Range<usize>) -> usize {
-        let met = |col| self.met::<S>(col).len();
-        cols.step_by(S::TILE_ROWS).map(met).sum()
+        let met = |col: usize| {
+            let end = cols.end.min(col + group::<S>());
+            self.met::<S>(end - 1).len() * (end - col).div_ceil(S::TILE_ROWS)
+        };
+        cols.clone().step_by(group::<S>()).map(met).sum()
     }
 }
 
@@ -306,8 +316,8 @@ const fn apart(words: usize) -> usize {
     words + LINE
 }
 
-/// Columns `cols` of a with the panels of a block, both packed, added to c of `q` columns. A tile of a meets all panels
-/// before the next: so c is written along its rows, as the processor expects. Each tile packs its share of `next`.
+/// Columns `cols` of a with the panels of a block, both packed, added to c of `q` columns. A group of tiles meets all
+/// panels before the next: so c is written along its rows, as the processor expects. Each tile packs its share of `next`.
 #[inline(always)]
 unsafe fn packed_times<S: Simd, F: Factor<S>>(
     block: &Block,
@@ -318,45 +328,57 @@ unsafe fn packed_times<S: Simd, F: Factor<S>>(
 ) {
     let nr = 2 * S::LANES;
     let steps = block.rows.len().div_ceil(F::STEP);
-    for col in cols.clone().step_by(S::TILE_ROWS) {
-        let rows = (cols.end - col).min(S::TILE_ROWS);
-        for panel in block.met::<S>(col) {
+    let output = |(col, panel): (usize, usize)| Output {
+        ptr: block.c.ptr().wrapping_add(col * q + panel * nr),
+        rows: S::TILE_ROWS,
+        stride: q,
+    };
+    for col in cols.clone().step_by(group::<S>()) {
+        let end = cols.end.min(col + group::<S>());
+        let (whole, rest) = ((end - col) / S::TILE_ROWS, (end - col) % S::TILE_ROWS);
+        for panel in block.met::<S>(end - 1) {
             let right =
                 right.wrapping_add((panel - block.panels.start) * apart(nr * stretch_steps::<S>()));
-            let out = block.c.ptr().wrapping_add(col * q + panel * nr);
             // Along the rows, then the rows below, then the panels that follow.
-            let next = if panel + 1 < block.met::<S>(col).end {
+            let next = if panel + 1 < block.met::<S>(end - 1).end {
                 (col, panel + 1)
-            } else if col + S::TILE_ROWS < block.cols.end {
-                (col + S::TILE_ROWS, block.panels.start)
+            } else if end < block.cols.end {
+                (end, block.panels.start)
             } else {
                 (block.cols.start, block.panels.end)
             };
-            let next = Output {
-                ptr: (block.c.ptr()).wrapping_add(next.0 * q + next.1 * nr),
-                rows: S::TILE_ROWS,
-                stride: q,
-            };
-            // SAFETY: forwarded to the caller.
-            unsafe {
-                micro::tiles::<S, Floats<S, F>, _>(&mut Tiles {
-                    count: 1,
-                    rows,
-                    cols: nr.min(q - panel * nr),
-                    panels: 1,
-                    steps,
-                    left: Left {
-                        ptr: left.wrapping_add(col - cols.start),
-                        row_stride: 1,
-                        part_stride: side::<S>(),
-                    },
-                    right,
-                    out,
-                    stride: q,
-                    chain: Chain::AddOnce,
-                    fine: false,
-                    aside: ForColumns::share(next_left, next_right, next),
-                });
+            let mut col = col;
+            for (rows, count) in [(S::TILE_ROWS, whole), (rest, 1)] {
+                if rows * count == 0 {
+                    continue;
+                }
+                let after = if col + rows * count < end {
+                    (col + rows * count, panel)
+                } else {
+                    next
+                };
+                // SAFETY: forwarded to the caller.
+                unsafe {
+                    micro::tiles::<S, Floats<S, F>, _>(&mut Tiles {
+                        count,
+                        rows,
+                        cols: nr.min(q - panel * nr),
+                        panels: 1,
+                        steps,
+                        left: Left {
+                            ptr: left.wrapping_add(col - cols.start),
+                            row_stride: 1,
+                            part_stride: side::<S>(),
+                        },
+                        right,
+                        out: output((col, panel)).ptr,
+                        stride: q,
+                        chain: Chain::AddOnce,
+                        fine: false,
+                        aside: ForColumns::new(next_left, next_right, output(after)),
+                    });
+                }
+                col += rows * count;
             }
         }
     }

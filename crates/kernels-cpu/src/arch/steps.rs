@@ -1,0 +1,127 @@
+//! Some steps of a product, written out in assembler.
+//!
+//! A loop of one step, as it is compiled, has 2 to 5 % fewer multiply-adds a second: it counts and branches at each, and
+//! there is no register for the strides of many rows. The compiler does not write steps out well (docs/LOG.md).
+
+use crate::simd::Fetch;
+use std::arch::asm;
+use std::arch::x86_64::{__m256, __m512};
+
+/// Steps that are written out, of vectors of 512 bits and of 256.
+pub(super) const STEPS_512: usize = 8;
+pub(super) const STEPS_256: usize = 4;
+
+/// The steps of some rows: of each the two sums, and where its value lies. `at` is four bytes for each step, and for each
+/// of these a step of the columns has `$scale` bytes; `$half` are those of a vector. One pointer is for three rows.
+macro_rules! steps {
+    ($vector:ident, $class:ident, at $ats:literal, $scale:literal, $half:literal, pointers $($pointer:ident $first_row:literal)*;
+     $sums:ident, $rows:ident, $stride:ident, $columns:ident, $fetch:ident;
+     $(($first:literal $second:literal $row:literal))*) => {{
+        let (_b0, _b1, _x): ($vector, $vector, $vector);
+        asm!(
+            concat!(".irp at, ", $ats),
+            concat!("vmovups {b0}, [{columns} + ", $scale, " * \\at]"),
+            concat!("vmovups {b1}, [{columns} + ", $scale, " * \\at + ", $half, "]"),
+            $(
+                concat!("vbroadcastss {x}, dword ptr [", $row, " + \\at]"),
+                concat!("vfmadd231ps {", $first, "}, {b0}, {x}"),
+                concat!("vfmadd231ps {", $second, "}, {b1}, {x}"),
+            )*
+            "prefetcht0 [{fetched}]",
+            "add {fetched}, {bytes}",
+            ".endr",
+            concat!("/* not all rows need {s}", $(" {", stringify!($pointer), "}",)* " */"),
+            $(
+                inout($class) $sums[$first / 2][0],
+                inout($class) $sums[$second / 2][1],
+            )*
+            $($pointer = in(reg) $rows.wrapping_add($first_row * $stride),)*
+            s = in(reg) 4 * $stride,
+            columns = in(reg) $columns,
+            fetched = inout(reg) $fetch.ptr,
+            bytes = in(reg) $fetch.bytes,
+            b0 = out($class) _b0,
+            b1 = out($class) _b1,
+            x = out($class) _x,
+            options(nostack, readonly),
+        );
+    }};
+}
+
+/// `steps!` for the first R of the rows that are listed.
+macro_rules! by_rows {
+    ($r:ident, $operands:tt, $sizes:tt; $($count:literal: $row:tt)*) => {
+        by_rows!(@ $r $operands $sizes [] $($count: $row)*)
+    };
+    (@ $r:ident $operands:tt $sizes:tt [$($before:tt)*] $count:literal: $row:tt $($rest:tt)*) => {
+        if $r == $count {
+            by_rows!(of $sizes $operands [$($before)* $row])
+        } else {
+            by_rows!(@ $r $operands $sizes [$($before)* $row] $($rest)*)
+        }
+    };
+    (@ $r:ident $operands:tt $sizes:tt [$($before:tt)*]) => { debug_assert!(false, "a tile of {} rows", $r) };
+    (of ($($sizes:tt)*) ($($operands:tt)*) [$($rows:tt)*]) => {
+        // SAFETY: R rows hold a value for each step and the columns two vectors for each of them, by the contract;
+        // nothing is written, and any address can be fetched.
+        unsafe { steps!($($sizes)*; $($operands)*; $($rows)*) }
+    };
+}
+
+/// See [`Simd::fma_steps`](crate::simd::Simd::fma_steps).
+///
+/// # Safety
+/// As there; R is at most 12.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn of_512<const R: usize>(
+    sums: &mut [[__m512; 2]; R],
+    rows: *const f32,
+    stride: usize,
+    columns: *const f32,
+    fetch: &mut Fetch,
+) {
+    by_rows!(
+        R,
+        (sums, rows, stride, columns, fetch),
+        (__m512, zmm_reg, at "0, 4, 8, 12, 16, 20, 24, 28", "32", "64", pointers p0 0 p1 3 p2 6 p3 9);
+        1: (0 1 "{p0}")
+        2: (2 3 "{p0} + 1 * {s}")
+        3: (4 5 "{p0} + 2 * {s}")
+        4: (6 7 "{p1}")
+        5: (8 9 "{p1} + 1 * {s}")
+        6: (10 11 "{p1} + 2 * {s}")
+        7: (12 13 "{p2}")
+        8: (14 15 "{p2} + 1 * {s}")
+        9: (16 17 "{p2} + 2 * {s}")
+        10: (18 19 "{p3}")
+        11: (20 21 "{p3} + 1 * {s}")
+        12: (22 23 "{p3} + 2 * {s}")
+    );
+}
+
+/// See [`Simd::fma_steps`](crate::simd::Simd::fma_steps).
+///
+/// # Safety
+/// As there; R is at most 6.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe fn of_256<const R: usize>(
+    sums: &mut [[__m256; 2]; R],
+    rows: *const f32,
+    stride: usize,
+    columns: *const f32,
+    fetch: &mut Fetch,
+) {
+    by_rows!(
+        R,
+        (sums, rows, stride, columns, fetch),
+        (__m256, ymm_reg, at "0, 4, 8, 12", "16", "32", pointers p0 0 p1 3);
+        1: (0 1 "{p0}")
+        2: (2 3 "{p0} + 1 * {s}")
+        3: (4 5 "{p0} + 2 * {s}")
+        4: (6 7 "{p1}")
+        5: (8 9 "{p1} + 1 * {s}")
+        6: (10 11 "{p1} + 2 * {s}")
+    );
+}
