@@ -23,13 +23,13 @@ const fn ahead<T: Format>() -> usize {
 
 /// Whether `rows` rows fetch groups ahead. One row takes so few instructions that a processor may look far enough ahead
 /// itself, and is faster alone (docs/LOG.md): AMD's with whole bytes, its Zen 4 with four bits as well (Zen 3, of the
-/// same family, was not measured). A panel that was made wide is in the cache.
+/// same family, was not measured).
 #[inline(always)]
 fn fetches<T: Format>(rows: usize) -> bool {
     match T::VECTORS {
         _ if rows > 1 => true,
         4 => amd_family() != Some(25),
-        8 => !T::IS_WIDE && !is_amd(),
+        8 => !is_amd(),
         _ => true,
     }
 }
@@ -79,7 +79,7 @@ impl<S: Simd, T: Format> TileKernel<S, ForBlocks<'_>> for Panels<T> {
                         let heads = heads::<S, T>(right);
                         right = right.add(head_bytes::<T>(S::LANES));
                         for _ in 0..T::GROUPS {
-                            if R > FEW_ROWS {
+                            if R > FEW_ROWS || T::IS_WIDE {
                                 later.step::<2>();
                             } else if fetches {
                                 for line in (0..group_bytes::<T>(S::LANES)).step_by(64) {
