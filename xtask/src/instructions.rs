@@ -90,14 +90,22 @@ const UNCHECKED_KERNELS: [&str; 4] = [
     "profile.dev.package.dokja-kernels-cpu.overflow-checks=false",
 ];
 
-/// Their names.
+/// Their names; of a processor also its family and model, where the system tells them, since makers give one name to
+/// many kinds.
 fn compiler_and_processor() -> Result<String> {
     let rustc = output(Command::new("rustc").arg("--version"))?;
     let about = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = about.lines().find(|line| line.starts_with("model name"));
-    let model = model.and_then(|line| line.split_once(": "));
-    let model = model.map_or("an unknown processor", |(_, name)| name);
-    Ok(format!("{}, {}", rustc.trim(), model.trim()))
+    let told = |key: &str| {
+        let mut lines = about.lines().filter_map(|line| line.split_once(':'));
+        let (_, value) = lines.find(|(name, _)| name.trim() == key)?;
+        Some(value.trim())
+    };
+    let name = told("model name").unwrap_or("an unknown processor");
+    let kind = match (told("cpu family"), told("model")) {
+        (Some(family), Some(model)) => format!(" (family {family}, model {model})"),
+        _ => String::new(),
+    };
+    Ok(format!("{}, {name}{kind}", rustc.trim()))
 }
 
 /// Every name with every instruction set that this processor has, on all cores.

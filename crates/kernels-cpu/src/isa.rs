@@ -98,7 +98,7 @@ pub(crate) fn is_amd() -> bool {
     amd_family().is_some()
 }
 
-/// The family of a processor that AMD made: 25 is Zen 3 and 4, 26 is Zen 5.
+/// The family of a processor that AMD made: 23 is Zen to Zen 2, 25 is Zen 3 and 4, 26 is Zen 5.
 pub(crate) fn amd_family() -> Option<u32> {
     #[cfg(target_arch = "x86_64")]
     {

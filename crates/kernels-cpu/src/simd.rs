@@ -158,7 +158,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn dot_words(acc: Self::I, a: Self::B, b: Self::B) -> Self::I;
     /// `STEPS` steps of a product of sums of words, as the kernel of blocks has them: step i adds to `sums[r]` the dot
     /// products of two sums, of the words 2i of row r with the vectors 4i + 2 and 4i + 3 of `columns`, and of the words
-    /// 2i + 1 with the vectors 4i and 4i + 1. Rows lie `row_stride` apart. STEPS is 4 or 8, and R at most 6.
+    /// 2i + 1 with the vectors 4i and 4i + 1. Rows lie `row_stride` apart. STEPS is 4 or 8, and R at most `TILE_ROWS / 2`.
     #[inline(always)]
     unsafe fn dot_sums<const R: usize, const STEPS: usize>(
         sums: &mut [[Self::I; 2]; R],
@@ -179,6 +179,38 @@ pub trait Simd: Copy + Send + Sync + 'static {
                         let first = Self::add_words(x[0], upper[half]);
                         let second = Self::add_words(x[1], lower[half]);
                         sums[r][half] = Self::dot_words(sums[r][half], first, second);
+                    }
+                }
+            }
+        }
+    }
+    /// w * x, of both pairs of a lane the two products added up to a word: w from 0 to 127, x from -128 to 127.
+    unsafe fn dot_pairs_of_bytes(w: Self::B, x: Self::B) -> Self::B;
+    /// Whether no instruction adds up four products of bytes. Then sums of pairs are added up as words, as long as these
+    /// have room.
+    const BYTES_TO_WORDS: bool = false;
+    /// `STEPS` steps of a product of bytes, as the kernel of blocks has them: `sums[r]` become the sums, word by word, of
+    /// the products ([`Simd::dot_pairs_of_bytes`]) of the four bytes i of row r with the vectors 2i and 2i + 1 of
+    /// `columns`. Rows lie `row_stride` apart. STEPS is 2, 4 or 8, and R at most `TILE_ROWS / 2`.
+    #[inline(always)]
+    unsafe fn dot_bytes_to_words<const R: usize, const STEPS: usize>(
+        sums: &mut [[Self::B; 2]; R],
+        rows: *const u32,
+        row_stride: usize,
+        columns: *const u8,
+    ) {
+        // SAFETY: forwarded to the caller.
+        unsafe {
+            for step in 0..STEPS {
+                for r in 0..R {
+                    let x = Self::splat_bytes(rows.add(r * row_stride + step).cast());
+                    for half in 0..2 {
+                        let w = columns.add(4 * Self::LANES * (2 * step + half));
+                        let pairs = Self::dot_pairs_of_bytes(Self::load_bytes(w), x);
+                        sums[r][half] = match step {
+                            0 => pairs,
+                            _ => Self::add_words(sums[r][half], pairs),
+                        };
                     }
                 }
             }

@@ -1,5 +1,7 @@
 //! AVX2 with FMA and F16C: eight lanes.
 
+mod sums;
+
 use super::steps;
 use crate::simd::{Fetch, Simd};
 use half::{bf16, f16};
@@ -284,6 +286,32 @@ impl Simd for Avx2 {
     unsafe fn dot_words(acc: __m256i, a: __m256i, b: __m256i) -> __m256i {
         // SAFETY: as above.
         unsafe { _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)) }
+    }
+    const BYTES_TO_WORDS: bool = true;
+    #[inline(always)]
+    unsafe fn dot_sums<const R: usize, const STEPS: usize>(
+        sums: &mut [[__m256i; 2]; R],
+        rows: *const u32,
+        row_stride: usize,
+        columns: *const u8,
+    ) {
+        // SAFETY: as above.
+        unsafe { sums::dot_sums::<R, STEPS>(sums, rows, row_stride, columns) }
+    }
+    #[inline(always)]
+    unsafe fn dot_bytes_to_words<const R: usize, const STEPS: usize>(
+        sums: &mut [[__m256i; 2]; R],
+        rows: *const u32,
+        row_stride: usize,
+        columns: *const u8,
+    ) {
+        // SAFETY: as above.
+        unsafe { sums::bytes_to_words::<R, STEPS>(sums, rows, row_stride, columns) }
+    }
+    #[inline(always)]
+    unsafe fn dot_pairs_of_bytes(w: __m256i, x: __m256i) -> __m256i {
+        // SAFETY: as above.
+        unsafe { _mm256_maddubs_epi16(w, x) }
     }
     #[inline(always)]
     unsafe fn store_words(p: *mut i16, v: __m256) {

@@ -288,6 +288,11 @@ _mm512_shuffle_epi8(b, _mm512_broadcast_i32x4(upper)),
                 unsafe { sums::dot_sums::<R, STEPS>(sums, rows, row_stride, columns) }
             }
             #[inline(always)]
+            unsafe fn dot_pairs_of_bytes(w: __m512i, x: __m512i) -> __m512i {
+                // SAFETY: as above.
+                unsafe { _mm512_maddubs_epi16(w, x) }
+            }
+            #[inline(always)]
             unsafe fn store_words(p: *mut i16, v: __m512) {
                 // SAFETY: as above.
                 unsafe {

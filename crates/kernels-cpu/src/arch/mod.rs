@@ -8,6 +8,8 @@ pub mod avx512;
 pub mod neon;
 pub mod portable;
 #[cfg(target_arch = "x86_64")]
+mod rows;
+#[cfg(target_arch = "x86_64")]
 mod steps;
 
 #[cfg(test)]

@@ -253,6 +253,15 @@ impl Simd for Neon {
         }
     }
     #[inline(always)]
+    unsafe fn dot_pairs_of_bytes(w: uint8x16_t, x: uint8x16_t) -> uint8x16_t {
+        // SAFETY: as above.
+        unsafe {
+            let (w, x) = (vreinterpretq_s8_u8(w), vreinterpretq_s8_u8(x));
+            let low = vmull_s8(vget_low_s8(w), vget_low_s8(x));
+            vreinterpretq_u8_s16(vpaddq_s16(low, vmull_high_s8(w, x)))
+        }
+    }
+    #[inline(always)]
     unsafe fn store_words(p: *mut i16, v: float32x4_t) {
         // SAFETY: as above.
         unsafe { vst1_s16(p, vmovn_s32(vcvtnq_s32_f32(v))) }

@@ -219,6 +219,15 @@ impl Simd for Portable {
         })
     }
     #[inline(never)]
+    unsafe fn dot_pairs_of_bytes(w: Self::B, x: Self::B) -> Self::B {
+        std::array::from_fn(|i| {
+            let product = |j: usize| i16::from(w[i][j]) * i16::from(x[i][j] as i8);
+            let first = (product(0) + product(1)).to_ne_bytes();
+            let second = (product(2) + product(3)).to_ne_bytes();
+            [first[0], first[1], second[0], second[1]]
+        })
+    }
+    #[inline(never)]
     unsafe fn store_words(p: *mut i16, v: Self::V) {
         // SAFETY: see above.
         unsafe { p.cast::<[i16; N]>().write_unaligned(v.map(|x| x as i16)) }

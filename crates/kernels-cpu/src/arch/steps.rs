@@ -3,6 +3,7 @@
 //! A loop of one step, as it is compiled, has 2 to 5 % fewer multiply-adds a second: it counts and branches at each, and
 //! there is no register for the strides of many rows. The compiler does not write steps out well (docs/LOG.md).
 
+use super::rows::by_rows;
 use crate::simd::Fetch;
 use std::arch::asm;
 use std::arch::x86_64::{__m256, __m512};
@@ -48,26 +49,6 @@ macro_rules! steps {
     }};
 }
 
-/// `steps!` for the first R of the rows that are listed.
-macro_rules! by_rows {
-    ($r:ident, $operands:tt, $sizes:tt; $($count:literal: $row:tt)*) => {
-        by_rows!(@ $r $operands $sizes [] $($count: $row)*)
-    };
-    (@ $r:ident $operands:tt $sizes:tt [$($before:tt)*] $count:literal: $row:tt $($rest:tt)*) => {
-        if $r == $count {
-            by_rows!(of $sizes $operands [$($before)* $row])
-        } else {
-            by_rows!(@ $r $operands $sizes [$($before)* $row] $($rest)*)
-        }
-    };
-    (@ $r:ident $operands:tt $sizes:tt [$($before:tt)*]) => { debug_assert!(false, "a tile of {} rows", $r) };
-    (of ($($sizes:tt)*) ($($operands:tt)*) [$($rows:tt)*]) => {
-        // SAFETY: R rows hold a value for each step and the columns two vectors for each of them, by the contract;
-        // nothing is written, and any address can be fetched.
-        unsafe { steps!($($sizes)*; $($operands)*; $($rows)*) }
-    };
-}
-
 /// See [`Simd::fma_steps`](crate::simd::Simd::fma_steps).
 ///
 /// # Safety
@@ -81,23 +62,14 @@ pub(super) unsafe fn of_512<const R: usize>(
     columns: *const f32,
     fetch: &mut Fetch,
 ) {
-    by_rows!(
-        R,
-        (sums, rows, stride, columns, fetch),
-        (__m512, zmm_reg, at "0, 4, 8, 12, 16, 20, 24, 28", "32", "64", pointers p0 0 p1 3 p2 6 p3 9);
-        1: (0 1 "{p0}")
-        2: (2 3 "{p0} + 1 * {s}")
-        3: (4 5 "{p0} + 2 * {s}")
-        4: (6 7 "{p1}")
-        5: (8 9 "{p1} + 1 * {s}")
-        6: (10 11 "{p1} + 2 * {s}")
-        7: (12 13 "{p2}")
-        8: (14 15 "{p2} + 1 * {s}")
-        9: (16 17 "{p2} + 2 * {s}")
-        10: (18 19 "{p3}")
-        11: (20 21 "{p3} + 1 * {s}")
-        12: (22 23 "{p3} + 2 * {s}")
-    );
+    // SAFETY: R rows hold a value for each step and the columns two vectors for each of them, by the contract; nothing is
+    // written, and any address can be fetched.
+    unsafe {
+        by_rows!(R of 12, steps(
+            __m512, zmm_reg, at "0, 4, 8, 12, 16, 20, 24, 28", "32", "64", pointers p0 0 p1 3 p2 6 p3 9;
+            sums, rows, stride, columns, fetch
+        ));
+    }
 }
 
 /// See [`Simd::fma_steps`](crate::simd::Simd::fma_steps).
@@ -113,15 +85,11 @@ pub(super) unsafe fn of_256<const R: usize>(
     columns: *const f32,
     fetch: &mut Fetch,
 ) {
-    by_rows!(
-        R,
-        (sums, rows, stride, columns, fetch),
-        (__m256, ymm_reg, at "0, 4, 8, 12", "16", "32", pointers p0 0 p1 3);
-        1: (0 1 "{p0}")
-        2: (2 3 "{p0} + 1 * {s}")
-        3: (4 5 "{p0} + 2 * {s}")
-        4: (6 7 "{p1}")
-        5: (8 9 "{p1} + 1 * {s}")
-        6: (10 11 "{p1} + 2 * {s}")
-    );
+    // SAFETY: as above.
+    unsafe {
+        by_rows!(R of 6, steps(
+            __m256, ymm_reg, at "0, 4, 8, 12", "16", "32", pointers p0 0 p1 3;
+            sums, rows, stride, columns, fetch
+        ));
+    }
 }

@@ -395,7 +395,18 @@ unsafe fn products<S: Simd>() {
             ]
             .map(|v| ints::<S>(v))
         };
+        let mut pairs = vec![0i16; 2 * S::LANES];
+        // SAFETY: as above.
+        unsafe {
+            let (w, x) = (S::load_bytes(small.as_ptr()), S::load_bytes(x.as_ptr()));
+            S::store_bytes(pairs.as_mut_ptr().cast(), S::dot_pairs_of_bytes(w, x));
+        }
         for (i, (w, x)) in lanes.into_iter().enumerate() {
+            for (j, pair) in pairs[2 * i..][..2].iter().enumerate() {
+                let product = |i: usize| i16::from(w[i] & 127) * i16::from(x[i]);
+                let sum = product(2 * j) + product(2 * j + 1);
+                assert_eq!(*pair, sum, "{} {w:?} {x:?} pair {j}", S::ISA.name());
+            }
             let sum = |w: [u8; 4], x: [i8; 4]| -> i32 {
                 let products = w
                     .into_iter()
@@ -498,6 +509,9 @@ unsafe fn sums_of_words<S: Simd>() {
         |len: usize| -> Vec<i16> { (0..len).map(|_| rng.below(1 << 16) as u16 as i16).collect() };
     macro_rules! shapes {
         ($($rows:literal by $steps:literal),*) => {$(
+            if $rows > S::TILE_ROWS / 2 {
+                return;
+            }
             // Rows lie a word further apart than they are long.
             let (length, stride) = (4 * $steps, 4 * $steps + 2);
             let rows = random($rows * stride);
@@ -536,13 +550,62 @@ unsafe fn sums_of_words<S: Simd>() {
             }
         )*};
     }
-    shapes!(1 by 4, 2 by 4, 3 by 4, 4 by 4, 5 by 4, 6 by 4);
-    shapes!(1 by 8, 2 by 8, 3 by 8, 4 by 8, 5 by 8, 6 by 8);
+    shapes!(1 by 4, 1 by 8, 2 by 4, 2 by 8, 3 by 4, 3 by 8);
+    shapes!(4 by 4, 4 by 8, 5 by 4, 5 by 8, 6 by 4, 6 by 8);
 }
 
 #[test]
 fn sums_of_words_are_multiplied_in_any_number_of_rows() {
     on_every_isa!(sums_of_words);
+}
+
+#[inline(always)]
+unsafe fn sums_of_bytes<S: Simd>() {
+    let mut rng = Philox::new(3, "sums of bytes").rng();
+    let mut random = |len: usize| -> Vec<u8> { (0..len).map(|_| rng.below(256) as u8).collect() };
+    macro_rules! shapes {
+        ($($rows:literal by $steps:literal),*) => {$(
+            if $rows > S::TILE_ROWS / 2 {
+                return;
+            }
+            let stride = 4 * $steps + 4;
+            let rows = random($rows * stride);
+            let mut columns = random($steps * 8 * S::LANES);
+            columns.iter_mut().for_each(|w| *w &= 127);
+            // SAFETY: see `lanes`.
+            let got = unsafe {
+                let mut sums = [[S::load_bytes(columns.as_ptr()); 2]; $rows];
+                let (rows, columns) = (rows.as_ptr().cast(), columns.as_ptr());
+                S::dot_bytes_to_words::<$rows, $steps>(&mut sums, rows, stride / 4, columns);
+                sums
+            };
+            for (r, got) in got.into_iter().enumerate() {
+                for (half, sums) in got.into_iter().enumerate() {
+                    let mut got = vec![0i16; 2 * S::LANES];
+                    // SAFETY: as above.
+                    unsafe { S::store_bytes(got.as_mut_ptr().cast(), sums) };
+                    for (i, got) in got.into_iter().enumerate() {
+                        let (lane, pair) = (i / 2, i % 2);
+                        let mut expected = 0i16;
+                        for (step, byte) in (0..$steps).flat_map(|step| [(step, 0), (step, 1)]) {
+                            let byte = 2 * pair + byte;
+                            let w = columns[4 * (S::LANES * (2 * step + half) + lane) + byte];
+                            let x = rows[r * stride + 4 * step + byte] as i8;
+                            expected = expected.wrapping_add(i16::from(w) * i16::from(x));
+                        }
+                        assert_eq!(got, expected, "{} row {r} of {}", S::ISA.name(), $rows);
+                    }
+                }
+            }
+        )*};
+    }
+    shapes!(1 by 2, 1 by 4, 1 by 8, 2 by 2, 2 by 4, 2 by 8, 3 by 2, 3 by 4, 3 by 8);
+    shapes!(4 by 2, 4 by 4, 4 by 8, 5 by 2, 5 by 4, 5 by 8, 6 by 2, 6 by 4, 6 by 8);
+}
+
+#[test]
+fn products_of_bytes_are_added_up_as_words() {
+    on_every_isa!(sums_of_bytes);
 }
 
 #[inline(always)]

@@ -3,6 +3,7 @@
 //! Compiled, the steps of several rows are mixed until registers are short, and columns are copied to the stack: a
 //! tenth of the products a second (docs/LOG.md).
 
+use crate::arch::rows::by_rows;
 use std::arch::asm;
 use std::arch::x86_64::__m512i;
 
@@ -64,30 +65,16 @@ pub(super) unsafe fn dot_sums<const R: usize, const STEPS: usize>(
     stride: usize,
     columns: *const u8,
 ) {
-    macro_rules! by_rows {
-        ($($count:literal: $row:tt)*) => { by_rows!(@ [] $($count: $row)*) };
-        (@ [$($before:tt)*] $count:literal: $row:tt $($rest:tt)*) => {
-            match (R, STEPS) {
-                // SAFETY: R rows hold two words for each step and the columns four vectors, by the contract; nothing is
-                // written.
-                ($count, 4) => unsafe {
-                    steps!("0, 8, 16, 24", sums, rows, stride, columns; $($before)* $row)
-                }
-                // SAFETY: as above.
-                ($count, 8) => unsafe {
-                    steps!("0, 8, 16, 24, 32, 40, 48, 56", sums, rows, stride, columns; $($before)* $row)
-                }
-                _ => by_rows!(@ [$($before)* $row] $($rest)*)
-            }
+    macro_rules! of {
+        ($steps:literal) => {
+            // SAFETY: R rows hold two words for each step and the columns four vectors, by the contract; nothing is
+            // written.
+            unsafe { by_rows!(R of 6, steps($steps, sums, rows, stride, columns)) }
         };
-        (@ [$($before:tt)*]) => { debug_assert!(false, "{STEPS} steps of {R} rows") };
     }
-    by_rows!(
-        1: (0 1 "{p0}")
-        2: (2 3 "{p0} + 1 * {s}")
-        3: (4 5 "{p0} + 2 * {s}")
-        4: (6 7 "{p1}")
-        5: (8 9 "{p1} + 1 * {s}")
-        6: (10 11 "{p1} + 2 * {s}")
-    );
+    match STEPS {
+        4 => of!("0, 8, 16, 24"),
+        8 => of!("0, 8, 16, 24, 32, 40, 48, 56"),
+        _ => debug_assert!(false, "{STEPS} steps"),
+    }
 }

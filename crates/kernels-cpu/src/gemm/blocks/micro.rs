@@ -1,10 +1,11 @@
 //! The register tile over blocks.
 
-use super::rows::{BYTE_WORDS, Form, HEAD_WORDS, Head};
+use super::rows::{Form, HEAD_WORDS, Head};
+use super::sums::add;
 use super::{Format, group_bytes, head_bytes, integer_bytes, is_taken_apart, tile_rows, words};
 use crate::gemm::aside::{Aside, ForBlocks};
 use crate::gemm::micro::{Chain, TileKernel, Tiles};
-use crate::isa::{amd_family, is_amd};
+use crate::isa::amd_family;
 use crate::simd::{Simd, prefetch};
 use half::f16;
 use std::marker::PhantomData;
@@ -15,22 +16,17 @@ pub(super) struct Panels<T>(PhantomData<T>);
 /// Rows of a tile at most, of panels that are made wide for more.
 pub(super) const FEW_ROWS: usize = 3;
 
-/// Bytes ahead of the group that is multiplied, of those that are fetched where rows are few and a panel comes
-/// from memory: 4 KiB in types of four bits, 2 KiB in those of eight.
-const fn ahead<T: Format>() -> usize {
-    (16 << 10) / T::VECTORS
-}
-
-/// Whether `rows` rows fetch groups ahead. One row takes so few instructions that a processor may look far enough ahead
-/// itself, and is faster alone (docs/LOG.md): AMD's with whole bytes, its Zen 4 with four bits as well (Zen 3, of the
-/// same family, was not measured).
+/// Bytes from the group that is multiplied to those that are fetched, where `rows` rows are few and a panel comes from
+/// memory. One row takes so few instructions that a processor may look far enough ahead itself, and is faster alone
+/// (docs/LOG.md): AMD's with whole bytes, its Zen 4 with four bits as well (Zen 3, of the same family, was not
+/// measured). Zen 2 is fastest with what it needs next.
 #[inline(always)]
-fn fetches<T: Format>(rows: usize) -> bool {
-    match T::VECTORS {
-        _ if rows > 1 => true,
-        4 => amd_family() != Some(25),
-        8 => !is_amd(),
-        _ => true,
+fn ahead<T: Format>(rows: usize) -> Option<usize> {
+    match (amd_family(), T::VECTORS) {
+        (Some(23), _) => Some(14 << 6),
+        (Some(25), 4) | (Some(_), 8) if rows == 1 => None,
+        // 4 KiB in types of four bits, 2 KiB in those of eight.
+        _ => Some((16 << 10) / T::VECTORS),
     }
 }
 
@@ -58,7 +54,7 @@ impl<S: Simd, T: Format> TileKernel<S, ForBlocks<'_>> for Panels<T> {
             true => Form::TwoBytes.words(),
             false => Form::Bytes.words(),
         };
-        let fetches = fetches::<T>(R);
+        let ahead = ahead::<T>(R);
         let mut later = tiles.aside.fetch(steps * T::GROUPS);
         let (mut rows, mut to) = (a.ptr, tiles.out);
         for _ in 0..count {
@@ -81,9 +77,9 @@ impl<S: Simd, T: Format> TileKernel<S, ForBlocks<'_>> for Panels<T> {
                         for _ in 0..T::GROUPS {
                             if R > FEW_ROWS || T::IS_WIDE {
                                 later.step::<2>();
-                            } else if fetches {
+                            } else if let Some(ahead) = ahead {
                                 for line in (0..group_bytes::<T>(S::LANES)).step_by(64) {
-                                    prefetch(right.wrapping_add(ahead::<T>() + line));
+                                    prefetch(right.wrapping_add(ahead + line));
                                 }
                             }
                             group::<S, T, R>(&mut sums, left, a.row_stride, right, heads, fine);
@@ -213,45 +209,18 @@ unsafe fn group_of<S: Simd, T: Format, const R: usize>(
 ) {
     // SAFETY: as above.
     unsafe {
-        let ints = left.add(HEAD_WORDS);
         macro_rules! part {
-            ($i:literal from $first:literal: $($step:literal)*) => {
+            ($i:literal) => {
                 let mut sums_of_ints = start::<S, T, R>(left, row_stride, right, $i);
-                if T::WORDS {
-                    let steps = right.add(8 * S::LANES * T::SCALES);
-                    let (ints, steps) = (ints.add(2 * $first), steps.add(16 * S::LANES * $first));
-                    match T::SCALES {
-                        1 => S::dot_sums::<R, 8>(&mut sums_of_ints, ints, row_stride, steps),
-                        _ => S::dot_sums::<R, 4>(&mut sums_of_ints, ints, row_stride, steps),
-                    }
-                } else if fine {
-                    // Both bytes together: a step of the right operand is read and taken apart once.
-                    let mut upper = [[S::splat_int(0); 2]; R];
-                    $(
-                        let w = weights::<S, T, $step>(right);
-                        let x = ints.add($step);
-                        dot::<S, T, R>(&mut upper, x.add(BYTE_WORDS), row_stride, w);
-                        dot::<S, T, R>(&mut sums_of_ints, x, row_stride, w);
-                    )*
-                    for r in 0..R {
-                        sums_of_ints[r][0] = S::next_byte(upper[r][0], sums_of_ints[r][0]);
-                        sums_of_ints[r][1] = S::next_byte(upper[r][1], sums_of_ints[r][1]);
-                    }
-                } else {
-                    $(
-                        let w = weights::<S, T, $step>(right);
-                        dot::<S, T, R>(&mut sums_of_ints, ints.add($step), row_stride, w);
-                    )*
-                }
+                let ints = left.add(HEAD_WORDS);
+                add::<S, T, R, $i>(&mut sums_of_ints, ints, row_stride, right, fine);
                 let [scale, term] = scales::<S, T>(right, heads, $i);
                 fold::<S, T, R>(sums, &sums_of_ints, left, row_stride, scale, term, $i);
             };
         }
-        if T::SCALES == 1 {
-            part!(0 from 0: 0 1 2 3 4 5 6 7);
-        } else {
-            part!(0 from 0: 0 1 2 3);
-            part!(1 from 4: 4 5 6 7);
+        part!(0);
+        if T::SCALES == 2 {
+            part!(1);
         }
     }
 }
@@ -282,47 +251,6 @@ unsafe fn start<S: Simd, T: Format, const R: usize>(
             };
         }
         ints
-    }
-}
-
-/// What a step of a group multiplies: both vectors of columns.
-#[inline(always)]
-unsafe fn weights<S: Simd, T: Format, const STEP: usize>(right: *const u8) -> [S::B; 2] {
-    // SAFETY: as above.
-    unsafe {
-        [
-            T::step::<S, STEP>(right),
-            T::step::<S, STEP>(right.add(4 * S::LANES)),
-        ]
-    }
-}
-
-/// One step. `left` is that of the first row, of its lower or its upper bytes.
-#[inline(always)]
-unsafe fn dot<S: Simd, T: Format, const R: usize>(
-    ints: &mut [[S::I; 2]; R],
-    left: *const u32,
-    row_stride: usize,
-    w: [S::B; 2],
-) {
-    // SAFETY: as above.
-    unsafe {
-        for r in 0..R {
-            let x = S::splat_bytes(left.add(r * row_stride).cast());
-            ints[r][0] = dot_bytes::<S, T>(ints[r][0], w[0], x);
-            ints[r][1] = dot_bytes::<S, T>(ints[r][1], w[1], x);
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn dot_bytes<S: Simd, T: Format>(acc: S::I, w: S::B, x: S::B) -> S::I {
-    // SAFETY: as above.
-    unsafe {
-        match T::SMALL {
-            true => S::dot_bytes::<true>(acc, w, x),
-            false => S::dot_bytes::<false>(acc, w, x),
-        }
     }
 }
 

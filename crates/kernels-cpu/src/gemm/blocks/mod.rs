@@ -29,7 +29,8 @@
 //! ```
 //! Each byte of the file is thus read once for a row, at the size it has in the file. Where many rows follow,
 //! a stretch of a panel is first made *wide*: a vector for each step, and scales that are multiplied out in f32. Where
-//! that is faster, it is made of words, of which a product takes half as many multiplications ([`words`]).
+//! that is faster, it is made of words, of which a product takes half as many multiplications ([`words`]). Where an
+//! instruction adds up two products of bytes and not four, their sums stay words as long as these have room ([`sums`]).
 //!
 //! Error: that of rounding x, at most 1/65024 (or 1/254) of the largest of each 32 values.
 //!
@@ -38,6 +39,7 @@
 mod micro;
 mod pack;
 mod rows;
+mod sums;
 mod wide;
 mod words;
 
@@ -75,12 +77,22 @@ pub(super) use with_format;
 /// How rows are rounded before they are multiplied with blocks of integers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Activations {
-    /// To 8 bits: an error of up to 1/254 of the largest of 32 values. About twice as fast where there are many
+    /// To 8 bits: an error of up to 1/254 of the largest of 32 values. Up to twice as fast where there are many
     /// rows, as fast where there are few.
     Int8,
     /// To 16 bits: an error of up to 1/65024.
     #[default]
     Int16,
+}
+
+impl Activations {
+    /// The largest integer of a row.
+    fn limit(self) -> f32 {
+        match self {
+            Activations::Int8 => 127.0,
+            Activations::Int16 => 127.0 * 256.0,
+        }
+    }
 }
 
 /// Values of depth in a group.
@@ -100,8 +112,8 @@ pub(super) trait Format {
     const HAS_TERMS: bool;
     /// What is subtracted from q.
     const OFFSET: i32;
-    /// Whether every q is below 128.
-    const SMALL: bool = true;
+    /// Bits of the largest q.
+    const BITS: u32;
     /// Vectors of each half of a group.
     const VECTORS: usize;
 
@@ -162,6 +174,7 @@ pub(super) struct Blocks {
     isa: Isa,
     block_type: BlockType,
     form: Form,
+    limit: f32,
     groups: usize,
     wide: Wide,
     offset: i32,
@@ -179,32 +192,53 @@ impl Blocks {
         rows: usize,
     ) -> Blocks {
         let lanes = lanes(isa);
-        let form = match activations {
-            Activations::Int8 => Form::Bytes,
-            Activations::Int16 if rows >= words::ROWS && words::are_faster(isa) => Form::Words,
-            Activations::Int16 => Form::TwoBytes,
-        };
         macro_rules! of {
-            ($format:ty) => {
+            ($format:ty) => {{
+                let bits = <$format>::BITS;
+                let words = rows >= words::ROWS && words::are_faster(isa, activations, bits);
+                let form = match activations {
+                    _ if words => Form::Words,
+                    Activations::Int8 => Form::Bytes,
+                    Activations::Int16 => Form::TwoBytes,
+                };
                 Blocks {
                     isa,
                     block_type,
                     form,
+                    limit: activations.limit(),
                     groups: <$format>::GROUPS,
                     wide: Wide {
                         scales: <$format>::SCALES,
                         has_terms: <$format>::HAS_TERMS,
-                        words: form == Form::Words,
+                        bits: if words { wide::WORD_BITS } else { bits },
                     },
                     offset: <$format>::OFFSET,
                     is_taken_apart: is_taken_apart::<$format>(),
                     right_words: block_bytes::<$format>(lanes) / 4,
                     wide_words: wide::wide_words::<$format>(lanes, form),
                 }
-            };
+            }};
         }
         with_format!(block_type, of)
     }
+}
+
+/// Runs `$f` for the instruction set and the format of `$blocks`.
+macro_rules! dispatch_format {
+    ($blocks:expr, $f:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)?) => {{
+        let isa = $blocks.isa;
+        macro_rules! of {
+            ($format:ty) => {{
+                #[inline(always)]
+                unsafe fn of<S: Simd>($($arg: $ty),*) $(-> $ret)? {
+                    // SAFETY: forwarded to the caller.
+                    unsafe { $f::<S, $format>($($arg),*) }
+                }
+                dispatch_integers!(isa, of($($arg: $ty),*) $(-> $ret)?)
+            }};
+        }
+        with_format!($blocks.block_type, of)
+    }};
 }
 
 /// Rows of a tile: the sums of integers take as many registers as those of floats.
@@ -246,6 +280,7 @@ impl Kernel for Blocks {
         rows::quantise(
             self.isa,
             self.form,
+            self.limit,
             self.offset,
             self.wide.scales,
             out,
@@ -255,18 +290,12 @@ impl Kernel for Blocks {
     }
     unsafe fn tiles(self, tiles: &mut Tiles<ForBlocks>) {
         tiles.fine = self.form == Form::TwoBytes;
-        let isa = self.isa;
-        macro_rules! of {
-            ($format:ty) => {{
-                #[inline(always)]
-                unsafe fn tiles_of<S: Simd>(tiles: &mut Tiles<ForBlocks>) {
-                    // SAFETY: forwarded to the caller.
-                    unsafe { super::micro::tiles::<S, micro::Panels<$format>, _>(tiles) }
-                }
-                dispatch_integers!(isa, tiles_of(tiles: &mut Tiles<ForBlocks>));
-            }};
+        #[inline(always)]
+        unsafe fn tiles_of<S: Simd, T: Format>(tiles: &mut Tiles<ForBlocks>) {
+            // SAFETY: forwarded to the caller.
+            unsafe { super::micro::tiles::<S, micro::Panels<T>, _>(tiles) }
         }
-        with_format!(self.block_type, of);
+        dispatch_format!(self, tiles_of(tiles: &mut Tiles<ForBlocks>));
     }
     fn wide_rows(self) -> usize {
         #[inline(always)]
@@ -280,27 +309,21 @@ impl Kernel for Blocks {
         self.wide_words
     }
     unsafe fn widen(self, out: *mut u32, right: *const u32, steps: usize) -> usize {
-        let (isa, form) = (self.isa, self.form);
-        macro_rules! of {
-            ($format:ty) => {{
-                #[inline(always)]
-                unsafe fn widen_of<S: Simd>(
-                    form: Form,
-                    out: *mut u32,
-                    right: *const u32,
-                    steps: usize,
-                ) {
-                    let (out, right) = (out.cast(), right.cast());
-                    // SAFETY: forwarded to the caller.
-                    unsafe { wide::widen::<S, $format>(form, out, right, steps) }
-                }
-                dispatch_integers!(
-                    isa,
-                    widen_of(form: Form, out: *mut u32, right: *const u32, steps: usize)
-                );
-            }};
+        let form = self.form;
+        #[inline(always)]
+        unsafe fn widen_of<S: Simd, T: Format>(
+            form: Form,
+            out: *mut u32,
+            right: *const u32,
+            steps: usize,
+        ) {
+            // SAFETY: forwarded to the caller.
+            unsafe { wide::widen::<S, T>(form, out.cast(), right.cast(), steps) }
         }
-        with_format!(self.block_type, of);
+        dispatch_format!(
+            self,
+            widen_of(form: Form, out: *mut u32, right: *const u32, steps: usize)
+        );
         steps * self.groups
     }
     unsafe fn wide_tiles(self, tiles: &mut Tiles<ForBlocks>) {
@@ -366,7 +389,7 @@ unsafe fn one_bit<S: Simd, const STEP: usize>(half: *const u8, idx: usize) -> S:
 /// Declares a format: its constants, and the q of a step.
 macro_rules! format {
     ($name:ident { groups: $groups:literal, scales: $scales:literal,
-      has_terms: $terms:literal, offset: $offset:literal, small: $small:literal,
+      has_terms: $terms:literal, offset: $offset:literal, bits: $bits:literal,
       vectors: $vectors:literal }, |$s:ident, $step:ident, $half:ident| $body:expr) => {
         pub(super) struct $name;
 
@@ -375,7 +398,7 @@ macro_rules! format {
             const SCALES: usize = $scales;
             const HAS_TERMS: bool = $terms;
             const OFFSET: i32 = $offset;
-            const SMALL: bool = $small;
+            const BITS: u32 = $bits;
             const VECTORS: usize = $vectors;
 
             #[inline(always)]
@@ -393,7 +416,7 @@ format!(
         scales: 1,
         has_terms: false,
         offset: 128,
-        small: false,
+        bits: 8,
         vectors: 8
     },
     |S, STEP, half| vector::<S>(half, STEP)
@@ -404,7 +427,7 @@ format!(
         scales: 1,
         has_terms: false,
         offset: 8,
-        small: true,
+        bits: 4,
         vectors: 4
     },
     |S, STEP, half| four_bits::<S, STEP>(half)
@@ -415,7 +438,7 @@ format!(
         scales: 1,
         has_terms: true,
         offset: 0,
-        small: true,
+        bits: 4,
         vectors: 4
     },
     |S, STEP, half| four_bits::<S, STEP>(half)
@@ -426,7 +449,7 @@ format!(
         scales: 1,
         has_terms: true,
         offset: 0,
-        small: true,
+        bits: 4,
         vectors: 4
     },
     |S, STEP, half| four_bits::<S, STEP>(half)
@@ -437,7 +460,7 @@ format!(
         scales: 1,
         has_terms: true,
         offset: 0,
-        small: true,
+        bits: 5,
         vectors: 5
     },
     |S, STEP, half| S::join_bits::<4>(four_bits::<S, STEP>(half), one_bit::<S, STEP>(half, 4))
@@ -448,7 +471,7 @@ format!(
         scales: 2,
         has_terms: false,
         offset: 32,
-        small: true,
+        bits: 6,
         vectors: 6
     },
     |S, STEP, half| S::join_bits::<4>(four_bits::<S, STEP>(half), two_bits::<S, STEP>(half, 4))
@@ -459,7 +482,7 @@ format!(
         scales: 2,
         has_terms: true,
         offset: 0,
-        small: true,
+        bits: 2,
         vectors: 2
     },
     |S, STEP, half| two_bits::<S, STEP>(half, 0)
@@ -470,7 +493,7 @@ format!(
         scales: 2,
         has_terms: false,
         offset: 4,
-        small: true,
+        bits: 3,
         vectors: 3
     },
     |S, STEP, half| S::join_bits::<2>(two_bits::<S, STEP>(half, 0), one_bit::<S, STEP>(half, 2))

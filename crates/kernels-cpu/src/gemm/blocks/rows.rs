@@ -44,11 +44,12 @@ impl Form {
 /// Below this magnitude a group is zero: the largest integer divided by it would not be finite.
 const TINY: f32 = 1e-33;
 
-/// `k` values of a row, in whole groups, with what follows from them for the offset and the scales of a group of a
+/// `k` values of a row, in whole groups, as integers of at most `limit`, with what follows from them for the offset and the scales of a group of a
 /// type.
 pub(super) fn quantise(
     isa: Isa,
     form: Form,
+    limit: f32,
     offset: i32,
     scales: usize,
     out: *mut u32,
@@ -59,6 +60,7 @@ pub(super) fn quantise(
         isa,
         quantise_in(
             form: Form,
+            limit: f32,
             offset: i32,
             scales: usize,
             out: *mut u32,
@@ -71,6 +73,7 @@ pub(super) fn quantise(
 #[inline(always)]
 unsafe fn quantise_in<S: Simd>(
     form: Form,
+    limit: f32,
     offset: i32,
     scales: usize,
     out: *mut u32,
@@ -81,7 +84,7 @@ unsafe fn quantise_in<S: Simd>(
         ($form:path, $scales:literal) => {
             for g in 0..k / GROUP {
                 let group = out.add($form.words() * g);
-                integers::<S, $scales>($form, group, x.add(GROUP * g), offset);
+                integers::<S, $scales>($form, group, x.add(GROUP * g), limit, offset);
             }
         };
     }
@@ -104,13 +107,10 @@ unsafe fn integers<S: Simd, const SCALES: usize>(
     form: Form,
     out: *mut u32,
     x: *const f32,
+    limit: f32,
     offset: i32,
 ) {
     const { assert!((GROUP / 2) % S::LANES == 0) };
-    let limit = match form {
-        Form::Bytes => 127.0,
-        Form::TwoBytes | Form::Words => 127.0 * 256.0,
-    };
     // SAFETY: 32 values at `x`, and room for the words of a group.
     unsafe {
         let (head, ints) = (&mut *out.cast::<Head>(), out.add(HEAD_WORDS));

@@ -8,28 +8,31 @@ use crate::gemm::aside::ForBlocks;
 use crate::gemm::micro::{self, Tiles};
 use crate::simd::Simd;
 
-/// A wide form: scales of a group, each perhaps with a term, and whether integers are words.
+/// A wide form: scales of a group, each perhaps with a term, and bits of the integers.
 #[derive(Clone, Copy)]
 pub(in crate::gemm) struct Wide {
     pub(super) scales: usize,
     pub(super) has_terms: bool,
-    pub(super) words: bool,
+    pub(super) bits: u32,
 }
 
-/// The format of a wide form: one of these eight serves several types.
-struct WideFormat<const SCALES: usize, const HAS_TERMS: bool, const WORDS: bool>;
+/// Bits of what is made of words.
+pub(super) const WORD_BITS: u32 = 16;
 
-impl<const SCALES: usize, const HAS_TERMS: bool, const WORDS: bool> Format
-    for WideFormat<SCALES, HAS_TERMS, WORDS>
+/// The format of a wide form: most of these nine serve several types, of at most so many bits.
+struct WideFormat<const SCALES: usize, const HAS_TERMS: bool, const BITS: u32>;
+
+impl<const SCALES: usize, const HAS_TERMS: bool, const BITS: u32> Format
+    for WideFormat<SCALES, HAS_TERMS, BITS>
 {
     const IS_WIDE: bool = true;
-    const WORDS: bool = WORDS;
+    const WORDS: bool = BITS == WORD_BITS;
     const GROUPS: usize = 1;
     const SCALES: usize = SCALES;
     const HAS_TERMS: bool = HAS_TERMS;
     const OFFSET: i32 = 0; // rows were made for what was packed, and words have none
-    const SMALL: bool = true;
-    const VECTORS: usize = if WORDS { GROUP / 2 } else { GROUP / 4 };
+    const BITS: u32 = BITS;
+    const VECTORS: usize = if Self::WORDS { GROUP / 2 } else { GROUP / 4 };
 
     #[inline(always)]
     unsafe fn step<S: Simd, const STEP: usize>(half: *const u8) -> S::B {
@@ -43,8 +46,8 @@ const fn wide_group_bytes<T: Format>(lanes: usize, form: Form) -> usize {
     macro_rules! of {
         ($scales:literal, $terms:literal) => {
             match form {
-                Form::Words => group_bytes::<WideFormat<$scales, $terms, true>>(lanes),
-                _ => group_bytes::<WideFormat<$scales, $terms, false>>(lanes),
+                Form::Words => group_bytes::<WideFormat<$scales, $terms, WORD_BITS>>(lanes),
+                _ => group_bytes::<WideFormat<$scales, $terms, 0>>(lanes),
             }
         };
     }
@@ -67,24 +70,25 @@ pub(super) const fn wide_words<T: Format>(lanes: usize, form: Form) -> usize {
 /// Computes tiles of a wide panel.
 pub(super) fn wide_tiles(isa: Isa, wide: Wide, tiles: &mut Tiles<ForBlocks>) {
     macro_rules! of {
-        ($scales:literal, $terms:literal, $words:literal) => {{
+        ($scales:literal, $terms:literal, $bits:expr) => {{
             #[inline(always)]
             unsafe fn tiles_of<S: Simd>(tiles: &mut Tiles<ForBlocks>) {
                 // SAFETY: forwarded to the caller.
-                unsafe { micro::tiles::<S, Panels<WideFormat<$scales, $terms, $words>>, _>(tiles) }
+                unsafe { micro::tiles::<S, Panels<WideFormat<$scales, $terms, { $bits }>>, _>(tiles) }
             }
             dispatch_integers!(isa, tiles_of(tiles: &mut Tiles<ForBlocks>));
         }};
     }
-    match (wide.scales, wide.has_terms, wide.words) {
-        (1, false, false) => of!(1, false, false),
-        (1, false, true) => of!(1, false, true),
-        (1, true, false) => of!(1, true, false),
-        (1, true, true) => of!(1, true, true),
-        (_, false, false) => of!(2, false, false),
-        (_, false, true) => of!(2, false, true),
-        (_, true, false) => of!(2, true, false),
-        (_, true, true) => of!(2, true, true),
+    match (wide.scales, wide.has_terms, wide.bits) {
+        (1, false, WORD_BITS) => of!(1, false, WORD_BITS),
+        (1, false, _) => of!(1, false, 4),
+        (1, true, WORD_BITS) => of!(1, true, WORD_BITS),
+        (1, true, 4) => of!(1, true, 4),
+        (1, true, _) => of!(1, true, 5),
+        (_, false, WORD_BITS) => of!(2, false, WORD_BITS),
+        (_, false, _) => of!(2, false, 6),
+        (_, true, WORD_BITS) => of!(2, true, WORD_BITS),
+        (_, true, _) => of!(2, true, 2),
     }
 }
 

@@ -5,8 +5,8 @@
 //!
 //! Of the two products that are subtracted one belongs to a row and one to a column, so each is computed once for
 //! many. Two additions of words take the place of a multiplication. An instruction multiplies two pairs of words or
-//! four pairs of bytes, and x, which has 16 bits, is two bytes: where the processor adds words beside its
-//! multiplications, this is faster than products of bytes.
+//! four pairs of bytes, and x of 16 bits is two bytes: where the processor adds words beside its multiplications, this
+//! is faster than products of bytes.
 //!
 //! Integers are exact: sums of two words stay below 2^15 (x is at most 32512, w a byte), and sums of products may wrap,
 //! since what they are modulo 2^32 is all that is asked, and the whole is smaller. So bits are those of products of
@@ -15,7 +15,8 @@
 //! The pairs are the values 0 and 2 of each step of four, and 1 and 3.
 
 use super::rows::BYTE_WORDS;
-use super::{Format, GROUP};
+use super::sums::steps;
+use super::{Activations, Format, GROUP};
 use crate::Isa;
 use crate::gemm::plan::WIDE_ROWS;
 use crate::isa::is_amd;
@@ -25,13 +26,15 @@ use crate::simd::Simd;
 pub(super) const ROWS: usize = 16;
 const _: () = assert!(ROWS >= WIDE_ROWS, "rows of words are only for wide panels");
 
-/// Whether an instruction set multiplies words faster than bytes. AMD's processors add words in twice as many places as
-/// they multiply; AVX2 has no instruction that adds up four products of bytes (docs/LOG.md).
-pub(super) fn are_faster(isa: Isa) -> bool {
-    match isa {
-        Isa::Avx512 | Isa::Avx512Bf16 => is_amd(),
-        Isa::Avx2 => true,
-        Isa::Neon | Isa::Portable => false,
+/// Whether an instruction set multiplies words faster than bytes, for q of so many bits. AMD's processors add words in
+/// twice as many places as they multiply; AVX2 has no instruction that adds up four products of bytes, and words have
+/// no room for the sums of two where q has 8 bits (docs/LOG.md).
+pub(super) fn are_faster(isa: Isa, activations: Activations, bits: u32) -> bool {
+    match (isa, activations) {
+        (Isa::Avx512 | Isa::Avx512Bf16, Activations::Int16) => is_amd(),
+        (Isa::Avx2, Activations::Int16) => true,
+        (Isa::Avx2, Activations::Int8) => bits == 8,
+        _ => false,
     }
 }
 
@@ -114,5 +117,25 @@ pub(super) unsafe fn start<S: Simd>(row: i32, right: *const u8, i: usize) -> [S:
             S::sub_int(row, S::load_int(columns)),
             S::sub_int(row, S::load_int(columns.add(S::LANES))),
         ]
+    }
+}
+
+/// See [`sums::add`](super::sums::add).
+#[inline(always)]
+pub(super) unsafe fn add<S: Simd, T: Format, const R: usize, const I: usize>(
+    sums: &mut [[S::I; 2]; R],
+    ints: *const u32,
+    row_stride: usize,
+    right: *const u8,
+) {
+    // SAFETY: as above.
+    unsafe {
+        let first = steps::<T>(I).start;
+        let ints = ints.add(2 * first);
+        let steps = right.add(8 * S::LANES * T::SCALES + 16 * S::LANES * first);
+        match T::SCALES {
+            1 => S::dot_sums::<R, 8>(sums, ints, row_stride, steps),
+            _ => S::dot_sums::<R, 4>(sums, ints, row_stride, steps),
+        }
     }
 }
