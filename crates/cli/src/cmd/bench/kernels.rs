@@ -5,6 +5,7 @@ use crate::{env, memory, print};
 use anyhow::{Result, bail};
 use kernels_cpu::peak::{Memory, Peaks};
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::time::Duration;
 use tensor::Device;
 use testkit::bench::{Limits, Measurement, measure};
@@ -45,11 +46,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let tables = cases::ALL.iter().flat_map(|(_, table)| table(Mode::Perf));
     let cases: Vec<Box<dyn Case>> = tables.filter(|case| wanted(case.op())).collect();
     if cases.is_empty() {
-        let known: Vec<&str> = cases::ALL.iter().map(|(name, _)| *name).collect();
+        let all = cases::ALL.iter().flat_map(|(_, table)| table(Mode::Perf));
+        let known: BTreeSet<&str> = all.map(|case| case.op()).collect();
         bail!(
             "no op begins with {}; there are {}",
             args.ops.join(" or "),
-            known.join(", ")
+            Vec::from_iter(known).join(", ")
         );
     }
     let device = env::device()?;
