@@ -6,6 +6,7 @@
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
+use std::cmp::Reverse;
 use std::path::Path;
 
 /// What `runs/speed_beside_peers.py` calls its files' format.
@@ -119,7 +120,7 @@ impl<'a> Part<'a> {
 
 fn render(results: &[Value]) -> String {
     let machines = by_processor(results);
-    let measured: Vec<Vec<Part>> = machines
+    let mut measured: Vec<Vec<Part>> = machines
         .iter()
         .map(|of| {
             PARTS
@@ -129,6 +130,8 @@ fn render(results: &[Value]) -> String {
         })
         .filter(|parts: &Vec<Part>| !parts.is_empty())
         .collect();
+    // The processor on which most was measured first, of several the newest.
+    measured.sort_by_key(|parts| Reverse(parts.len()));
     if measured.is_empty() {
         return "\nNo measurement of enough rounds has been kept yet; [bench/README.md](bench/README.md) says how to make one.\n\n"
             .to_owned();
@@ -428,6 +431,27 @@ mod tests {
         );
         assert!(other.contains("| 2.00 |"), "{block}");
         assert!(!block.contains("1.00"), "an older figure: {block}");
+    }
+
+    #[test]
+    fn a_processor_on_which_more_was_measured_comes_first() {
+        let of = |date, processor: &str, parts: &[&str]| {
+            let figures = parts.iter().map(|id| figure(id, "ratio", 1.0, 5));
+            let mut told = file(date, figures.collect());
+            told["machine"]["processor"] = json!(processor);
+            told
+        };
+        let all = ["decode/q8_0/16", "prefill/q8_0/16"];
+        let block = render(&[
+            of("3", "Some", &all[..1]),
+            of("2", "New", &all),
+            of("1", "Old", &all),
+        ]);
+        let at = |name: &str| block.find(name).expect("a heading");
+        assert!(
+            at("### New") < at("### Old") && at("### Old") < at("### Some"),
+            "{block}"
+        );
     }
 
     #[test]
