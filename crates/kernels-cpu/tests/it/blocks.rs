@@ -237,3 +237,60 @@ fn the_largest_integers_of_rows_and_columns_have_room() {
         }
     });
 }
+
+#[test]
+fn the_largest_sums_of_bytes_have_room() {
+    let n = 33;
+    for block_type in TYPES {
+        let k = 2 * block_type.block_values().max(64);
+        // Every q at its largest, halves of 1.
+        let mut bytes = vec![0xffu8; block_type.bytes_for(n * k).unwrap()];
+        let (first, halves) = match block_type {
+            BlockType::Q2K => (80, 2),
+            BlockType::Q3K => (108, 1),
+            BlockType::Q6K => (208, 1),
+            BlockType::Q4_1 | BlockType::Q4K | BlockType::Q5K => (0, 2),
+            _ => (0, 1),
+        };
+        for block in bytes.chunks_exact_mut(block_type.block_bytes()) {
+            for half in block[first..][..2 * halves].chunks_exact_mut(2) {
+                half.copy_from_slice(&half::f16::ONE.to_le_bytes());
+            }
+        }
+        let mut w = vec![0.0; n * k];
+        block_type.dequantise(&bytes, &mut w).unwrap();
+        // Rows of both signs, and of 16 bits with lower bytes of -128.
+        let row = |r: usize| match r % 3 {
+            0 => vec![1.0f32; k],
+            1 => vec![-1.0; k],
+            _ => (0..k)
+                .map(|i| {
+                    if i % 32 == 0 {
+                        1.0
+                    } else {
+                        25_472.0 / 32_512.0
+                    }
+                })
+                .collect(),
+        };
+        for (m, activations) in [1, 3, 8, 40].into_iter().flat_map(|m| BOTH.map(|a| (m, a))) {
+            let x: Vec<f32> = (0..m).flat_map(|r| row(r + m)).collect();
+            on_every_isa(2, |cpu| {
+                let stored = [Stored::Blocks(block_type, &bytes)];
+                let packed = Packed::of(cpu, Compute::F32, activations, k, &stored);
+                let mut y = vec![0.0; m * n];
+                matmul(cpu, &mut y, &x, &packed, Store::Overwrite);
+                for (i, y) in y.into_iter().enumerate() {
+                    let x = rounded(activations, &x[i / n * k..][..k]);
+                    let products = x.iter().zip(&w[i % n * k..][..k]);
+                    let sum: f64 = products.map(|(x, &w)| x * f64::from(w)).sum();
+                    assert!(
+                        (f64::from(y) - sum).abs() <= 1e-5 * sum.abs(),
+                        "{} {block_type} {m} rows, {activations:?}, {i}: {y} against {sum}",
+                        cpu.isa().name()
+                    );
+                }
+            });
+        }
+    }
+}
