@@ -28,7 +28,7 @@ pub(super) unsafe fn add<S: Simd, T: Format, const R: usize, const I: usize>(
         }
         let steps = steps::<T>(I);
         let mut lower = Sums::<S, R>::of(*sums);
-        macro_rules! steps {
+        macro_rules! each_step {
             ($($step:literal)*) => {
                 if fine {
                     // Both bytes of a row together: a step of the panel is read and taken apart once.
@@ -52,7 +52,7 @@ pub(super) unsafe fn add<S: Simd, T: Format, const R: usize, const I: usize>(
                 }
             };
         }
-        steps!(0 1 2 3 4 5 6 7);
+        each_step!(0 1 2 3 4 5 6 7);
         *sums = lower.ints;
     }
 }
