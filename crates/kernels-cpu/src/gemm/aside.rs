@@ -189,7 +189,7 @@ impl Output {
     }
 
     #[inline(always)]
-    fn fetch_row<S: Simd>(self, row: usize) {
+    pub(super) fn fetch_row<S: Simd>(self, row: usize) {
         let row = self.ptr.wrapping_add(row * self.stride);
         prefetch(row);
         prefetch(row.wrapping_add(S::LANES));

@@ -199,6 +199,11 @@ pub(super) struct ForColumns<'a> {
     of_right: usize,
     /// What is fetched: the output of the next tile.
     out: Output,
+    /// Parts from a row that is fetched to the next: all rows at once would stop the tile until most of them are there.
+    every: usize,
+    /// The part that has the next row, and the row.
+    at: usize,
+    row: usize,
 }
 
 impl<'a> ForColumns<'a> {
@@ -216,6 +221,9 @@ impl<'a> ForColumns<'a> {
             of_left: 0,
             of_right: 0,
             out: after,
+            every: 1,
+            at: 0,
+            row: 0,
         }
     }
 }
@@ -225,7 +233,9 @@ impl Aside for ForColumns<'_> {
 
     #[inline(always)]
     fn parts<S: Simd, F: Factor<S>>(&mut self, _: usize) -> usize {
-        (self.left.most() + self.right.most()).max(1)
+        let parts = self.out.rows.max(self.left.most() + self.right.most());
+        self.every = parts / self.out.rows;
+        parts
     }
 
     #[inline(always)]
@@ -245,13 +255,18 @@ impl Aside for ForColumns<'_> {
         self.of_left = self.left.give();
         self.of_right = self.right.give();
         self.out.ptr = next.unwrap_or(self.after);
+        (self.at, self.row) = (0, 0);
         (to, stride)
     }
 
     #[inline(always)]
     unsafe fn part<S: Simd, F: Factor<S>>(&mut self, idx: usize, _: usize, _: &mut Fetch) {
-        if idx == 0 {
-            self.out.fetch::<S>();
+        if idx == self.at {
+            if self.row < self.out.rows {
+                self.out.fetch_row::<S>(self.row);
+            }
+            self.at += self.every;
+            self.row += 1;
         }
         // SAFETY: forwarded to the caller.
         unsafe {

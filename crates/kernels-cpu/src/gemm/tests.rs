@@ -319,7 +319,7 @@ fn gradients_of_weights_equal_the_exact_sums() {
         (1030, 9, 700),
         // More than is packed at a time, of both sides and by each of two threads; and several stretches of each.
         (2, 1120, 400),
-        (400, 230, 300),
+        (530, 520, 210),
         (200, 1120, 40),
     ];
     for isa in Isa::available() {

@@ -1,8 +1,8 @@
 //! The gradient of weights: c (p, q) += a (m, p)^T b (m, q), summed over rows in their order; and the
 //! same for groups of rows, each with its own c.
 //!
-//! Rows are taken in stretches of [`stretch_steps`] steps (one row; two where pairs of bf16 have an instruction) from
-//! the first row of the group; the sum of a stretch is one chain from zero, in the order of the rows, and is added to c once.
+//! Rows are taken in stretches of [`stretch_rows`] from the first row of the group; the sum of a stretch is one chain
+//! from zero, in the order of the rows, and is added to c once.
 //! Some columns of a and some panels of b are packed together, and each tile meets all these panels, alone or together
 //! with those beside it. Tiles pack the tiles and panels that come after them, a little each ([`super::columns`]).
 
@@ -16,15 +16,23 @@ use crate::simd::Simd;
 use crate::{Compute, Cpu, Isa};
 use std::ops::Range;
 
-/// Steps of a stretch. With vectors of eight lanes a panel of b and all tiles of a side take two thirds of a first-level
-/// cache of 32 KiB; else a panel and a tile take as much of one of 48 KiB. The bits of a sum depend on it.
-const fn stretch_steps<S: Simd>() -> usize {
-    let panel_words = if S::LANES == 8 { 2 << 10 } else { 6 << 10 };
-    panel_words / (2 * S::LANES)
+/// Rows of a stretch. With vectors of eight lanes a panel of b and all tiles of a side take two thirds of a first-level
+/// cache of 32 KiB; longer ones come from the second level, and c is met less often. The bits of a sum depend on it.
+const fn stretch_rows<S: Simd>() -> usize {
+    match S::LANES {
+        16 => 512,
+        8 => 128,
+        _ => 768,
+    }
+}
+
+/// Steps of a stretch.
+const fn stretch_steps<S: Simd, F: Factor<S>>() -> usize {
+    stretch_rows::<S>() / F::STEP
 }
 
 /// Words of a that are packed together, and of b. The first and twice the second stay in a second-level cache of 1 MiB.
-const LEFT_WORDS: usize = 104 << 10;
+const LEFT_WORDS: usize = 128 << 10;
 const RIGHT_WORDS: usize = 48 << 10;
 
 /// Tiles of a that lie side by side, step by step: whole vectors on every instruction set.
@@ -205,7 +213,7 @@ unsafe fn parts_tn_of<S: Simd, F: Factor<S>>(
     panels: Range<usize>,
 ) {
     debug_assert_eq!(F::PARTS, 1, "both sides are packed alike");
-    let (nr, most) = (2 * S::LANES, stretch_steps::<S>());
+    let (nr, most) = (2 * S::LANES, stretch_steps::<S, F>());
     let (left_apart, right_apart) = (apart(most * side::<S>()), apart(most * nr));
     let count = panels.len().div_ceil(RIGHT_WORDS / (most * nr));
     let right_words = panels.len().div_ceil(count) * right_apart;
@@ -337,8 +345,8 @@ unsafe fn packed_times<S: Simd, F: Factor<S>>(
         let end = cols.end.min(col + group::<S>());
         let (whole, rest) = ((end - col) / S::TILE_ROWS, (end - col) % S::TILE_ROWS);
         for panel in block.met::<S>(end - 1) {
-            let right =
-                right.wrapping_add((panel - block.panels.start) * apart(nr * stretch_steps::<S>()));
+            let right = right
+                .wrapping_add((panel - block.panels.start) * apart(nr * stretch_steps::<S, F>()));
             // Along the rows, then the rows below, then the panels that follow.
             let next = if panel + 1 < block.met::<S>(end - 1).end {
                 (col, panel + 1)
