@@ -97,14 +97,14 @@ impl<'a> Columns<'a> {
         } else {
             std::ptr::null()
         };
+        let later = start(row + self.ahead);
         Step {
             first: start(row),
             second,
-            // Not by `map`: its closure would be a call, which costs all registers.
-            fetched: [
-                start(row + self.ahead),
-                start(row + self.ahead + F::STEP - 1),
-            ],
+            fetched: match F::STEP {
+                2 => [later, start(row + self.ahead + 1)],
+                _ => [later; 2],
+            },
             out,
             row,
             left: self.panels,

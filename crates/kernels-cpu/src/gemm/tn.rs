@@ -32,8 +32,12 @@ const fn stretch_steps<S: Simd, F: Factor<S>>() -> usize {
 }
 
 /// Words of a that are packed together, and of b. The first and twice the second stay in a second-level cache of 1 MiB.
-const LEFT_WORDS: usize = 128 << 10;
-const RIGHT_WORDS: usize = 48 << 10;
+const fn words_together<S: Simd>() -> (usize, usize) {
+    match S::LANES {
+        16 => (148 << 10, 32 << 10),
+        _ => (104 << 10, 48 << 10),
+    }
+}
 
 /// Tiles of a that lie side by side, step by step: whole vectors on every instruction set.
 const SIDE: usize = 4;
@@ -214,13 +218,14 @@ unsafe fn parts_tn_of<S: Simd, F: Factor<S>>(
 ) {
     debug_assert_eq!(F::PARTS, 1, "both sides are packed alike");
     let (nr, most) = (2 * S::LANES, stretch_steps::<S, F>());
+    let (left_words, right_words) = words_together::<S>();
     let (left_apart, right_apart) = (apart(most * side::<S>()), apart(most * nr));
-    let count = panels.len().div_ceil(RIGHT_WORDS / (most * nr));
+    let count = panels.len().div_ceil(right_words / (most * nr));
     let right_words = panels.len().div_ceil(count) * right_apart;
     let sides = a
         .width
         .div_ceil(side::<S>())
-        .min(LEFT_WORDS / (most * side::<S>()));
+        .min(left_words / (most * side::<S>()));
     let mut scratch = Scratch::take();
     let memory = &mut *scratch;
     memory.left.reserve((sides + 1) * left_apart);
