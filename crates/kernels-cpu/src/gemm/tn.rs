@@ -218,14 +218,14 @@ unsafe fn parts_tn_of<S: Simd, F: Factor<S>>(
 ) {
     debug_assert_eq!(F::PARTS, 1, "both sides are packed alike");
     let (nr, most) = (2 * S::LANES, stretch_steps::<S, F>());
-    let (left_words, right_words) = words_together::<S>();
+    let (left_most, right_most) = words_together::<S>();
     let (left_apart, right_apart) = (apart(most * side::<S>()), apart(most * nr));
-    let count = panels.len().div_ceil(right_words / (most * nr));
+    let count = panels.len().div_ceil(right_most / (most * nr));
     let right_words = panels.len().div_ceil(count) * right_apart;
     let sides = a
         .width
         .div_ceil(side::<S>())
-        .min(left_words / (most * side::<S>()));
+        .min(left_most / (most * side::<S>()));
     let mut scratch = Scratch::take();
     let memory = &mut *scratch;
     memory.left.reserve((sides + 1) * left_apart);
