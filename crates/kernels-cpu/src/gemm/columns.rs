@@ -101,6 +101,7 @@ impl<'a> Columns<'a> {
         Step {
             first: start(row),
             second,
+            // Not by `map`: its closure would be a call, which costs all registers.
             fetched: match F::STEP {
                 2 => [later, start(row + self.ahead + 1)],
                 _ => [later; 2],
