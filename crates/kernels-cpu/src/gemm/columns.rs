@@ -27,6 +27,8 @@ pub(super) struct Columns<'a> {
     /// How many rows after those that are packed the ones are that are fetched.
     ahead: usize,
     next: Cell<Step>,
+    /// What tiles fetch at each step of their own, though it is packed already.
+    packed: Cell<Fetch>,
 }
 
 /// The step that is packed next, of one panel.
@@ -60,7 +62,8 @@ impl<'a> Columns<'a> {
         let steps = rows.len().div_ceil(F::STEP) * whole;
         let share = steps.div_ceil(tiles.max(1));
         let columns = Columns {
-            ahead: (1 + share.div_ceil(whole.max(1))) * F::STEP,
+            // An eighth of what a tile packs: nobody fetches the first rows.
+            ahead: (1 + share.div_ceil(8 * whole.max(1))) * F::STEP,
             from,
             rows,
             column: cols.start,
@@ -78,12 +81,20 @@ impl<'a> Columns<'a> {
                 row: 0,
                 left: 0,
             }),
+            packed: Cell::new(Piece::new(out, 0).over(1)),
         };
         if steps > 0 {
             let first = columns.at_row::<S, F>(columns.rows.start, out);
             columns.next.set(first);
         }
         columns
+    }
+
+    /// With what tiles fetch that is packed already.
+    #[inline(always)]
+    pub(super) fn and_fetch(self, packed: Fetch) -> Columns<'a> {
+        self.packed.set(packed);
+        self
     }
 
     /// The step whose first row is `row`.
@@ -241,8 +252,8 @@ impl Aside for ForColumns<'_> {
 
     #[inline(always)]
     fn fetch(&self, _: usize) -> Fetch {
-        // Nothing: fetching the panel of the next tile costs more than it brings (docs/LOG.md).
-        Piece::new(self.out.ptr, 0).over(1)
+        // Not the panel of the next tile: that costs more than it brings (docs/LOG.md).
+        self.right.packed.get()
     }
 
     #[inline(always)]
@@ -280,5 +291,7 @@ impl Aside for ForColumns<'_> {
     }
 
     #[inline(always)]
-    fn end(&mut self, _: Fetch) {}
+    fn end(&mut self, fetch: Fetch) {
+        self.right.packed.set(fetch);
+    }
 }

@@ -3,10 +3,12 @@
 //!
 //! Rows are taken in stretches of [`stretch_rows`] from the first row of the group; the sum of a stretch is one chain
 //! from zero, in the order of the rows, and is added to c once.
-//! Some columns of a and some panels of b are packed together, and each tile meets all these panels, alone or together
-//! with those beside it. Tiles pack the tiles and panels that come after them, a little each ([`super::columns`]).
+//! Some columns of a and some panels of b are multiplied at a time, so that the packed words of both stay in a second-level
+//! cache: each tile meets all these panels, alone or together with those beside it. Then come the next panels, and after
+//! the last of them the next columns of a, which meet the same panels: those stay packed. Tiles pack the tiles and panels
+//! that come after them, a little each, or fetch them ([`super::columns`]).
 
-use super::aside::Output;
+use super::aside::{Output, Piece};
 use super::columns::{Columns, ForColumns};
 use super::left::{Rows, Scratch};
 use super::micro::{self, Chain, Floats, Tiles};
@@ -31,13 +33,17 @@ const fn stretch_steps<S: Simd, F: Factor<S>>() -> usize {
     stretch_rows::<S>() / F::STEP
 }
 
-/// Words of a that are packed together, and of b. The first and twice the second stay in a second-level cache of 1 MiB.
+/// Words of a that are multiplied with some panels at a time, and words of these. The first and twice the second leave a
+/// quarter of a second-level cache of 1 MiB to what passes through it.
 const fn words_together<S: Simd>() -> (usize, usize) {
     match S::LANES {
-        16 => (148 << 10, 32 << 10),
+        16 => (100 << 10, 32 << 10),
         _ => (104 << 10, 48 << 10),
     }
 }
+
+/// Words of b that stay packed until all columns of a have met them: 4 MiB, of a third-level cache.
+const KEPT_WORDS: usize = 1 << 20;
 
 /// Tiles of a that lie side by side, step by step: whole vectors on every instruction set.
 const SIDE: usize = 4;
@@ -169,15 +175,19 @@ fn parts_tn(
     );
 }
 
-/// A stretch of the rows of a part, and some panels.
+/// A stretch of the rows of a part, some of its columns and some panels.
 struct Block {
     c: SharedMut<f32>,
     half: Half,
     rows: Range<usize>,
     cols: Range<usize>,
     panels: Range<usize>,
-    /// Whether these are the first panels that the stretch meets.
-    is_first: bool,
+    /// Which of the panels that are kept these are; 0 where none are, since no other columns meet them.
+    nth: usize,
+    /// Whether these are the first panels that the columns meet, and the first columns that the panels meet: what is
+    /// met first is packed then.
+    packs_left: bool,
+    packs_right: bool,
 }
 
 impl Block {
@@ -220,8 +230,10 @@ unsafe fn parts_tn_of<S: Simd, F: Factor<S>>(
     let (nr, most) = (2 * S::LANES, stretch_steps::<S, F>());
     let (left_most, right_most) = words_together::<S>();
     let (left_apart, right_apart) = (apart(most * side::<S>()), apart(most * nr));
-    let count = panels.len().div_ceil(right_most / (most * nr));
-    let right_words = panels.len().div_ceil(count) * right_apart;
+    let spans = panels.len().div_ceil(KEPT_WORDS / (most * nr));
+    let span = panels.len().div_ceil(spans);
+    let count = span.div_ceil(right_most / (most * nr));
+    let right_words = span.div_ceil(count) * right_apart;
     let sides = a
         .width
         .div_ceil(side::<S>())
@@ -229,15 +241,13 @@ unsafe fn parts_tn_of<S: Simd, F: Factor<S>>(
     let mut scratch = Scratch::take();
     let memory = &mut *scratch;
     memory.left.reserve((sides + 1) * left_apart);
-    memory.right.reserve(2 * right_words);
+    memory.right.reserve((count + 1) * right_words);
     let (left, right) = (memory.left.as_mut_ptr(), memory.right.as_mut_ptr());
-    // The panels have two places, in turns. So have the first tiles, since they are packed while the last are
-    // multiplied, which may be the same; the others lie between.
-    let right = |turn: usize| right.wrapping_add(turn * right_words);
-    let left = |turn: usize, nth: usize| {
-        let place = if nth == 0 { turn * sides } else { nth };
-        left.wrapping_add(place * left_apart)
-    };
+    // The first panels have two places, in turns, since they are packed while the last are multiplied, which may be
+    // the same; the others lie between. So have the first tiles.
+    let place = |turn: usize, nth: usize, all: usize| if nth == 0 { turn * all } else { nth };
+    let right = |turn, nth| right.wrapping_add(place(turn, nth, count) * right_words);
+    let left = |turn, nth| left.wrapping_add(place(turn, nth, sides) * left_apart);
     let pack_left = |block: &Block, cols: Range<usize>, out: *mut u32, tiles: usize| {
         let rows = block.rows.clone();
         Columns::new::<S, F>(a, rows, cols, side::<S>(), (out, 0), tiles)
@@ -246,28 +256,40 @@ unsafe fn parts_tn_of<S: Simd, F: Factor<S>>(
         let cols = block.panels.start * nr..b.width.min(block.panels.end * nr);
         Columns::new::<S, F>(b, block.rows.clone(), cols, nr, (out, right_apart), tiles)
     };
-    let nothing = |of| Columns::new::<S, F>(of, 0..0, 0..0, nr, (std::ptr::null_mut(), 0), 1);
+    // Of a place that is there: tiles fetch it at each step.
+    let nothing = |of| Columns::new::<S, F>(of, 0..0, 0..0, nr, (right(0, 0), 0), 1);
 
     let step = most * F::STEP;
     let parts = parts.filter(|part| !part.rows.is_empty() && !part.cols.is_empty());
-    let mut blocks = parts.flat_map(|Part { c, rows, cols }| {
+    let blocks = parts.flat_map(|Part { c, rows, cols }| {
         let panels = panels.clone();
         let (all, stretches) = (cols.len().div_ceil(side::<S>()), rows.len().div_ceil(step));
         let cuts = all.div_ceil(sides);
-        (0..cuts * stretches * count).map(move |nth| {
-            let start = rows.start + nth / count % stretches * step;
-            let sides = part(&(0..all), nth / count / stretches, cuts);
+        (0..stretches * spans * cuts * count).map(move |nth| {
+            let (some, cut) = (nth % count, nth / count % cuts);
+            let (span, stretch) = (nth / count / cuts % spans, nth / count / cuts / spans);
+            let start = rows.start + stretch * step;
+            let sides = part(&(0..all), cut, cuts);
             let column = |side: usize| cols.end.min(cols.start + side * self::side::<S>());
-            Block {
+            let block = Block {
                 c,
                 half,
                 rows: start..rows.end.min(start + step),
                 cols: column(sides.start)..column(sides.end),
-                panels: part(&panels, nth % count, count),
-                is_first: nth.is_multiple_of(count),
+                panels: part(&part(&panels, span, spans), some, count),
+                nth: if cuts == 1 { 0 } else { some },
+                packs_left: some == 0,
+                packs_right: true,
+            };
+            // Of half of c, columns before these may have met fewer panels.
+            let were_met = cut > 0 && !block.met::<S>(block.cols.start - 1).is_empty();
+            Block {
+                packs_right: !were_met,
+                ..block
             }
         })
     });
+    let mut blocks = blocks.filter(|block| !block.met::<S>(block.cols.end - 1).is_empty());
     let mut block = blocks.next();
     let (mut left_turn, mut right_turn) = (0, 0);
     if let Some(first) = &block {
@@ -275,14 +297,23 @@ unsafe fn parts_tn_of<S: Simd, F: Factor<S>>(
         // SAFETY: there is room for a stretch of all columns that are packed together (so for all of them below).
         unsafe {
             pack_left(first, cols, left(0, 0), 1).finish::<S, F>(side::<S>());
-            pack_right(first, right(0), 1).finish::<S, F>(nr);
+            pack_right(first, right(0, 0), 1).finish::<S, F>(nr);
         }
     }
     while let Some(now) = block {
         let next = blocks.next();
         let tiles = now.tiles::<S>(now.cols.clone());
+        let next_turn = match &next {
+            Some(next) if next.packs_right && next.nth == 0 => 1 - right_turn,
+            _ => right_turn,
+        };
         let next_right = match &next {
-            Some(next) => pack_right(next, right(1 - right_turn), tiles),
+            Some(next) if next.packs_right => pack_right(next, right(next_turn, next.nth), tiles),
+            Some(next) => {
+                let steps = tiles * now.rows.len().div_ceil(F::STEP);
+                let words = Piece::new(right(next_turn, next.nth), right_words);
+                nothing(b).and_fetch(words.over(steps))
+            }
             None => nothing(b),
         };
         for (nth, col) in now.cols.clone().step_by(side::<S>()).enumerate() {
@@ -290,13 +321,13 @@ unsafe fn parts_tn_of<S: Simd, F: Factor<S>>(
             let tiles = now.tiles::<S>(cols.clone());
             // With the first panels of a stretch all its tiles are packed; then they are there.
             let next_left = match &next {
-                _ if now.is_first && cols.end < now.cols.end => pack_left(
+                _ if now.packs_left && cols.end < now.cols.end => pack_left(
                     &now,
                     now.side::<S>(cols.end),
                     left(left_turn, nth + 1),
                     tiles,
                 ),
-                Some(next) if next.is_first && cols.end == now.cols.end => {
+                Some(next) if next.packs_left && cols.end == now.cols.end => {
                     let cols = next.side::<S>(next.cols.start);
                     pack_left(next, cols, left(1 - left_turn, 0), tiles)
                 }
@@ -304,7 +335,7 @@ unsafe fn parts_tn_of<S: Simd, F: Factor<S>>(
             };
             let packed = (
                 left(left_turn, nth).cast_const(),
-                right(right_turn).cast_const(),
+                right(right_turn, now.nth).cast_const(),
             );
             // SAFETY: rows `cols` and columns `panels` of c belong to this thread.
             unsafe {
@@ -315,8 +346,8 @@ unsafe fn parts_tn_of<S: Simd, F: Factor<S>>(
         }
         // SAFETY: as above.
         unsafe { next_right.finish::<S, F>(nr) };
-        right_turn = 1 - right_turn;
-        if next.as_ref().is_some_and(|next| next.is_first) {
+        right_turn = next_turn;
+        if next.as_ref().is_some_and(|next| next.packs_left) {
             left_turn = 1 - left_turn;
         }
         block = next;
