@@ -510,21 +510,22 @@ def of_kernels(limits, rounds, _):
     for told in rounds:
         for line in told["dokja"]["products"]:
             dims = dict(line["dims"])
-            if dims.get("M", dims.get("N")) <= FEW_ROWS or line["op"].endswith("_tn"):
+            if dims.get("M", dims.get("N")) <= FEW_ROWS:
                 continue
             bits = dims.pop("bits", None)
             factor = line["dtype"] if bits is None else f"int8/{line['dtype'].lower()}/{bits}"
             square = line["op"] == "gemm.matmul" and [dims.get(x) for x in "MNK"] == [1024] * 3
-            shape = "1024" if square else f"{line['op']} " + " ".join(f"{key}={value}" for key, value in dims.items())
-            shares.setdefault(factor, {}).setdefault(shape, []).append(line["fraction_of_peak"])
-    for factor, of_shapes in shares.items():
+            name = "1024" if square else "gradients" if line["op"].endswith("_tn") else "models"
+            shape = f"{line['op']} " + " ".join(f"{key}={value}" for key, value in dims.items())
+            of_shapes = shares.setdefault(factor, {}).setdefault(name, {})
+            of_shapes.setdefault(shape, []).append(line["fraction_of_peak"])
+    for factor, of_names in shares.items():
         limit = ("at_least", limits["kernels"]["at_least"].get(factor.split("/")[0]))
-        medians = {shape: statistics.median(values) for shape, values in of_shapes.items()}
-        for name, chosen in [("1024", [s for s in medians if s == "1024"]), ("models", [s for s in medians if s != "1024"])]:
-            if chosen:
-                worst = min(chosen, key=medians.get)
-                yield figure("kernels", f"{factor}/{name}", medians[worst], "fraction", limit, shape=worst,
-                             rounds=len(of_shapes[worst]))
+        for name in [name for name in ["1024", "models", "gradients"] if name in of_names]:
+            medians = {shape: statistics.median(values) for shape, values in of_names[name].items()}
+            worst = min(medians, key=medians.get)
+            yield figure("kernels", f"{factor}/{name}", medians[worst], "fraction", limit, shape=worst,
+                         rounds=len(of_names[name][worst]))
 
 
 def of_mtp(limits, rounds, _):

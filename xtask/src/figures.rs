@@ -238,6 +238,15 @@ fn of_one_processor(parts: &[Part]) -> String {
                     ]
                     .map(String::from),
                 ),
+                (
+                    "gradients of weights, the least",
+                    [
+                        "kernels/f32/gradients",
+                        "kernels/bf16/gradients",
+                        "kernels/int8/q8_0/8/gradients",
+                    ]
+                    .map(String::from),
+                ),
             ],
         ),
     ];

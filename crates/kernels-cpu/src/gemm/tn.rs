@@ -3,10 +3,10 @@
 //!
 //! Rows are taken in stretches of [`stretch_rows`] from the first row of the group; the sum of a stretch is one chain
 //! from zero, in the order of the rows, and is added to c once.
-//! Some columns of a and some panels of b are multiplied at a time, so that the packed words of both stay in a second-level
-//! cache: each tile meets all these panels, alone or together with those beside it. Then come the next panels, and after
-//! the last of them the next columns of a, which meet the same panels: those stay packed. Tiles pack the tiles and panels
-//! that come after them, a little each, or fetch them ([`super::columns`]).
+//! Some columns of a and some panels of b are multiplied at a time, so that what is packed of both stays in a
+//! second-level cache: each tile meets all these panels, alone or together with those beside it. Then come the next
+//! panels, and after the last of them the next columns of a, which meet the same panels: those stay packed. Tiles pack
+//! what comes after them, a little each, or fetch it where it is packed already ([`super::columns`]).
 
 use super::aside::{Output, Piece};
 use super::columns::{Columns, ForColumns};
@@ -33,8 +33,8 @@ const fn stretch_steps<S: Simd, F: Factor<S>>() -> usize {
     stretch_rows::<S>() / F::STEP
 }
 
-/// Words of a that are multiplied with some panels at a time, and words of these. The first and twice the second leave a
-/// quarter of a second-level cache of 1 MiB to what passes through it.
+/// Words of a that are multiplied with some panels at a time, and words of these. The first and twice the second leave
+/// a quarter of a second-level cache of 1 MiB to what passes through it.
 const fn words_together<S: Simd>() -> (usize, usize) {
     match S::LANES {
         16 => (100 << 10, 32 << 10),
