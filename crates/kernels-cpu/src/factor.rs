@@ -131,6 +131,12 @@ pub(crate) trait Factor<S: Simd> {
     /// Words of the right operand of `width` columns: from `first` alone, or from the pairs of `first`
     /// and `second`; without a second row (null) the other half is zero.
     unsafe fn right_of_columns(out: *mut u32, first: *const f32, second: *const f32, width: usize);
+    /// As `right_of_columns`, of whole vectors, between the steps of a tile.
+    #[inline(always)]
+    unsafe fn columns_aside(out: *mut u32, first: *const f32, second: *const f32, width: usize) {
+        // SAFETY: forwarded to the caller.
+        unsafe { Self::right_of_columns(out, first, second, width) }
+    }
     /// As `right_of_row`, for the left operand: the words of a step follow one another.
     unsafe fn left_of_row(out: *mut u32, x: *const f32, k: usize);
     /// As `right_of_columns`, for the left operand: the words of a part lie `stride` after those of the
@@ -204,12 +210,19 @@ impl<S: Simd> Factor<S> for F32 {
     }
     #[inline(always)]
     unsafe fn right_of_columns(out: *mut u32, first: *const f32, _: *const f32, width: usize) {
-        // Not the library's copy: between the steps of a tile a call would cost all registers.
+        // Not the library's copy: a call would cost all registers.
         // SAFETY: as above; `j + n <= width`.
         unsafe {
             for_lanes!(S, width, |j, n| {
                 row::store::<S>(out.add(j).cast(), row::load::<S>(first.add(j), n), n);
             });
+        }
+    }
+    #[inline(always)]
+    unsafe fn columns_aside(out: *mut u32, first: *const f32, _: *const f32, width: usize) {
+        for j in (0..width).step_by(S::LANES) {
+            // SAFETY: as above; the columns are whole vectors.
+            unsafe { S::copy_aside(out.add(j).cast(), first.add(j)) };
         }
     }
     #[inline(always)]

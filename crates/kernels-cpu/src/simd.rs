@@ -51,6 +51,12 @@ pub trait Simd: Copy + Send + Sync + 'static {
         // SAFETY: forwarded to the caller.
         unsafe { Self::store(p, v) }
     }
+    /// Copies `LANES` values in the way that takes least from multiply-adds around it.
+    #[inline(always)]
+    unsafe fn copy_aside(to: *mut f32, from: *const f32) {
+        // SAFETY: forwarded to the caller.
+        unsafe { Self::store(to, Self::load(from)) }
+    }
     /// Reads `n <= LANES` values; the other lanes are zero.
     unsafe fn load_partial(p: *const f32, n: usize) -> Self::V;
     /// Writes the first `n <= LANES` values.

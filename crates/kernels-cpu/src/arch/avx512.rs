@@ -3,6 +3,7 @@
 use super::steps;
 use crate::simd::{Fetch, Simd};
 use half::{bf16, f16};
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 mod sums;
@@ -67,6 +68,26 @@ macro_rules! avx512 {
             unsafe fn stream(p: *mut f32, v: __m512) {
                 // SAFETY: as above; aligned by the contract of the method.
                 unsafe { _mm512_stream_ps(p, v) }
+            }
+            #[inline(always)]
+            unsafe fn copy_aside(to: *mut f32, from: *const f32) {
+                // The store of a vector takes the place of a multiply-add and more on Zen 4 (docs/LOG.md).
+                // SAFETY: the contract of the method covers 64 bytes at both places.
+                unsafe {
+                    asm!(
+                        ".irp at, 0, 16, 32, 48",
+                        "mov {x}, [{from} + \\at]",
+                        "mov {y}, [{from} + \\at + 8]",
+                        "mov [{to} + \\at], {x}",
+                        "mov [{to} + \\at + 8], {y}",
+                        ".endr",
+                        x = out(reg) _,
+                        y = out(reg) _,
+                        from = in(reg) from,
+                        to = in(reg) to,
+                        options(nostack, preserves_flags),
+                    );
+                }
             }
             #[inline(always)]
             unsafe fn load_partial(p: *const f32, n: usize) -> __m512 {

@@ -186,6 +186,19 @@ fn parts_of_a_vector_leave_the_rest_alone() {
     on_every_isa!(parts);
 }
 
+/// A vector that was written `at` words from the start arrived, and nothing else.
+fn is_alone<S: Simd>(mut out: Words, at: usize, vector: &[f32]) {
+    for (idx, got) in as_floats(&mut out).iter().enumerate() {
+        let expected = idx.checked_sub(at).and_then(|lane| vector.get(lane));
+        assert_eq!(
+            got.to_bits(),
+            expected.map_or(0, |x| x.to_bits()),
+            "{} {idx}",
+            S::ISA.name()
+        );
+    }
+}
+
 #[inline(always)]
 unsafe fn streamed<S: Simd>() {
     let mut out = Words::zeroed(3 * MOST);
@@ -194,26 +207,29 @@ unsafe fn streamed<S: Simd>() {
         let x = S::load(values("stream").as_ptr());
         S::stream(out.as_mut_ptr().cast::<f32>().add(MOST), x);
         end_streams();
-        let expected = lanes::<S>(x);
-        let (before, rest) = as_floats(&mut out).split_at(MOST);
-        let stored = rest[..S::LANES].iter().zip(expected);
-        assert!(
-            stored
-                .into_iter()
-                .all(|(got, x)| got.to_bits() == x.to_bits())
-        );
-        let others = before.iter().chain(&rest[S::LANES..]);
-        assert!(
-            others.into_iter().all(|x| x.to_bits() == 0),
-            "{}",
-            S::ISA.name()
-        );
+        is_alone::<S>(out, MOST, &lanes::<S>(x)[..S::LANES]);
     }
 }
 
 #[test]
 fn what_goes_past_the_caches_arrives() {
     on_every_isa!(streamed);
+}
+
+#[inline(always)]
+unsafe fn copied<S: Simd>() {
+    let (mut out, from) = (Words::zeroed(3 * MOST), values("copy"));
+    // SAFETY: see `lanes`; there are as many values after the first.
+    unsafe {
+        let from = &from[1..=S::LANES];
+        S::copy_aside(out.as_mut_ptr().cast::<f32>().add(MOST + 1), from.as_ptr());
+        is_alone::<S>(out, MOST + 1, from);
+    }
+}
+
+#[test]
+fn what_is_copied_aside_arrives() {
+    on_every_isa!(copied);
 }
 
 /// Rounded to bf16, or zero where that is allowed.

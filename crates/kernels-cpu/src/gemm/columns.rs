@@ -137,6 +137,22 @@ impl<'a> Columns<'a> {
         share
     }
 
+    /// Packs all of it at once, where there are no tiles yet.
+    ///
+    /// # Safety
+    /// As for `pack`.
+    #[inline(always)]
+    pub(super) unsafe fn at_once<S: Simd, F: Factor<S>>(&self, width: usize) {
+        self.left.set(0);
+        // SAFETY: forwarded to the caller.
+        unsafe {
+            for panel in 0..self.panels {
+                self.pack_panel::<S, F>(panel, width, width);
+            }
+            self.finish::<S, F>(width);
+        }
+    }
+
     /// Packs what no tile was given.
     ///
     /// # Safety
@@ -148,18 +164,29 @@ impl<'a> Columns<'a> {
             for _ in 0..self.left.take() {
                 self.pack::<S, F>(width);
             }
-            if self.rest == 0 {
-                return;
+            if self.rest > 0 {
+                self.pack_panel::<S, F>(self.panels, width, self.rest);
             }
-            let mut out = self.out.add(self.panels * self.apart);
+        }
+    }
+
+    /// Packs the first `cols` columns of a panel.
+    ///
+    /// # Safety
+    /// There is room for it, and a row has so many columns.
+    #[inline(always)]
+    unsafe fn pack_panel<S: Simd, F: Factor<S>>(&self, panel: usize, width: usize, cols: usize) {
+        // SAFETY: forwarded to the caller.
+        unsafe {
+            let mut out = self.out.add(panel * self.apart);
             for row in self.rows.clone().step_by(F::STEP) {
-                let values = |row| self.from.row(row)[self.column + self.panels * width..].as_ptr();
+                let values = |row| self.from.row(row)[self.column + panel * width..].as_ptr();
                 let second = if F::STEP == 2 && row + 1 < self.rows.end {
                     values(row + 1)
                 } else {
                     std::ptr::null()
                 };
-                F::right_of_columns(out, values(row), second, self.rest);
+                F::right_of_columns(out, values(row), second, cols);
                 out = out.add(width);
             }
         }
@@ -173,7 +200,7 @@ impl<'a> Columns<'a> {
     pub(super) unsafe fn pack<S: Simd, F: Factor<S>>(&self, width: usize) {
         let mut step = self.next.get();
         // SAFETY: forwarded to the caller; a row has so many columns from here on.
-        unsafe { F::right_of_columns(step.out, step.first, step.second, width) };
+        unsafe { F::columns_aside(step.out, step.first, step.second, width) };
         for at in (0..width).step_by(LINE) {
             prefetch(step.fetched[0].wrapping_add(at));
             if F::STEP == 2 {

@@ -296,8 +296,8 @@ unsafe fn parts_tn_of<S: Simd, F: Factor<S>>(
         let cols = first.side::<S>(first.cols.start);
         // SAFETY: there is room for a stretch of all columns that are packed together (so for all of them below).
         unsafe {
-            pack_left(first, cols, left(0, 0), 1).finish::<S, F>(side::<S>());
-            pack_right(first, right(0, 0), 1).finish::<S, F>(nr);
+            pack_left(first, cols, left(0, 0), 1).at_once::<S, F>(side::<S>());
+            pack_right(first, right(0, 0), 1).at_once::<S, F>(nr);
         }
     }
     while let Some(now) = block {
