@@ -248,9 +248,12 @@ unsafe fn parts_tn_of<S: Simd, F: Factor<S>>(
     let place = |turn: usize, nth: usize, all: usize| if nth == 0 { turn * all } else { nth };
     let right = |turn, nth| right.wrapping_add(place(turn, nth, count) * right_words);
     let left = |turn, nth| left.wrapping_add(place(turn, nth, sides) * left_apart);
+    // The last tiles of a row are packed with columns before them, as many as make a side: what is no whole side, no
+    // tile packs.
+    let before = |col: usize| col.min((col + side::<S>()).saturating_sub(a.width));
     let pack_left = |block: &Block, cols: Range<usize>, out: *mut u32, tiles: usize| {
-        let rows = block.rows.clone();
-        Columns::new::<S, F>(a, rows, cols, side::<S>(), (out, 0), tiles)
+        let (rows, start) = (block.rows.clone(), cols.start - before(cols.start));
+        Columns::new::<S, F>(a, rows, start..cols.end, side::<S>(), (out, 0), tiles)
     };
     let pack_right = |block: &Block, out: *mut u32, tiles: usize| {
         let cols = block.panels.start * nr..b.width.min(block.panels.end * nr);
@@ -334,7 +337,7 @@ unsafe fn parts_tn_of<S: Simd, F: Factor<S>>(
                 _ => nothing(a),
             };
             let packed = (
-                left(left_turn, nth).cast_const(),
+                left(left_turn, nth).wrapping_add(before(col)).cast_const(),
                 right(right_turn, now.nth).cast_const(),
             );
             // SAFETY: rows `cols` and columns `panels` of c belong to this thread.
